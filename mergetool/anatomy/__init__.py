@@ -1,0 +1,1 @@
+"""What a tensor means: layer, part, axes; families as data."""

@@ -1,0 +1,1 @@
+"""A model as lazy named tensors, its config and its other files."""

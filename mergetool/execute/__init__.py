@@ -1,0 +1,1 @@
+"""Work to folders: conveyor, measures, journal, devices."""

@@ -1,0 +1,1 @@
+"""Meaning to work: stages, jobs, shards, memory; show."""

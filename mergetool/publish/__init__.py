@@ -1,0 +1,1 @@
+"""Model card, provenance, and everything in a model folder that is not a tensor."""

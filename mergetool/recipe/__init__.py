@@ -1,0 +1,1 @@
+"""Text to meaning: schema, settings, load with line and column."""

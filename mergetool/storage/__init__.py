@@ -1,0 +1,1 @@
+"""Bytes to tensors and back; has never heard of models."""
