@@ -1,0 +1,118 @@
+"""The kernels of a coordinate text run on whole arrays: NumPy for the oracle's reading, torch for a GPU.
+
+Both compute in float64 like the compiled kernels, operation by operation, so all three give the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+
+from mergetool.kernels import language
+from mergetool.kernels.backend import BLOCK, Array, Layout, Text
+from mergetool.kernels.random import draws
+from mergetool.kernels.rounding import OVERFLOW, narrow, widen
+from mergetool.kernels.text import called
+
+
+def bind(text: Text, names: dict[str, Any]) -> Text:
+    """The same text with the language's names bound to something else, in its helper functions too."""
+    assert isinstance(text, FunctionType)
+    helpers = {name: bind(value, names) for name, value in called(text) if isinstance(value, FunctionType)}
+    bound = FunctionType(
+        text.__code__, {**text.__globals__, **helpers, **names}, text.__name__, text.__defaults__, text.__closure__
+    )
+    bound.__kwdefaults__ = text.__kwdefaults__
+    return bound
+
+
+class NumpyArrays:
+    """Whole tiles in NumPy: the oracle's reading of a text."""
+
+    names: dict[str, Any] = {name: getattr(language, name) for name in language.NAMES}  # noqa: RUF012 - constant
+
+    def load(self, raw: Array, dtype: str) -> Any:
+        """A raw tile as float64."""
+        return widen(raw, dtype)
+
+    def store(self, values: Any, dtype: str, out: Array) -> int:
+        """Round into the raw tile ``out``; returns how many values are not finite there."""
+        out[...] = narrow(np.broadcast_to(values, out.shape).astype(np.float64, copy=False), dtype)
+        return int(np.count_nonzero(~(np.abs(values) < OVERFLOW[dtype])))
+
+    def infinite(self, values: Any) -> int:
+        """How many values are not finite."""
+        return int(np.count_nonzero(~np.isfinite(values)))
+
+    def draws(self, key: int, start: int, stop: int) -> Any:
+        """The random numbers of a run of coordinates."""
+        return draws(key, start, stop)
+
+    def block_sums(self, term: Any, size: int) -> Array:
+        """The float64 sum of each block."""
+        return np.array([np.sum(part) for part in np.split(np.broadcast_to(term, size), range(BLOCK, size, BLOCK))])
+
+    def magnitude_bits(self, delta: Any) -> Array:
+        """The float32 bit patterns of the magnitudes."""
+        bits: Array = np.abs(delta).astype(np.float32).view(np.uint32)
+        return bits
+
+    def count(self, codes: Any) -> Array:
+        """How often each of 65536 codes occurs."""
+        return np.bincount(codes, minlength=1 << 16)
+
+    def _given(self, tensors: tuple[str, ...], layout: Layout, start: int, inputs: Any, keys: Any) -> dict[str, Any]:
+        wide = [self.load(raw, dtype) for raw, dtype in zip(inputs, layout.inputs, strict=True)]
+        given: dict[str, Any] = {"base": wide[0], "value": tuple(wide[layout.base :]), "wide": wide}
+        if "delta" in tensors:
+            given["delta"] = tuple(v - wide[0] for v in given["value"])
+        if "chance" in tensors:
+            given["chance"] = tuple(self.draws(int(key), start, start + len(wide[0])) for key in keys)
+        return given
+
+    def combine(
+        self, text: Text, tensors: tuple[str, ...], arguments: tuple[str, ...], layout: Layout
+    ) -> Callable[..., int]:
+        """As :meth:`mergetool.kernels.backend.Backend.combine`."""
+        bound = bind(text, self.names)
+
+        def run(start: int, inputs: Any, out: Array, keys: Any, *rest: Any) -> int:
+            with np.errstate(all="ignore"):
+                given = self._given(tensors, layout, start, inputs, keys)
+                named = dict(zip([t for t in tensors if t not in given and t != "delta"], rest, strict=False))
+                values = rest[len(named) :]
+                ordered = [named[t] if t in named else given[t] for t in tensors]
+                result = bound(*ordered, **dict(zip(arguments, values, strict=True)))
+                bad = self.store(result, layout.output, out)
+                return bad + sum(self.infinite(w) for w in given["wide"])
+
+        return run
+
+    def sums(
+        self, text: Text, tensors: tuple[str, ...], arguments: tuple[str, ...], layout: Layout, terms: int
+    ) -> Callable[..., None]:
+        """As :meth:`mergetool.kernels.backend.Backend.sums`."""
+        bound = bind(text, self.names)
+
+        def run(start: int, inputs: Any, partial: Array, keys: Any, *values: Any) -> None:
+            given = self._given(tensors, layout, start, inputs, keys)
+            results = bound(*(given[t] for t in tensors), **dict(zip(arguments, values, strict=True)))
+            for i, term in enumerate(results):
+                partial[:, i] = self.block_sums(term, len(inputs[0]))
+
+        return run
+
+    def histogram(self, layout: Layout, within: bool) -> Callable[..., None]:
+        """As :meth:`mergetool.kernels.backend.Backend.histogram`."""
+
+        def run(inputs: Any, counts: Array, prefix: Array) -> None:
+            wide = [self.load(raw, dtype) for raw, dtype in zip(inputs, layout.inputs, strict=True)]
+            for i, value in enumerate(wide[1:]):
+                bits = self.magnitude_bits(value - wide[0])
+                upper = bits >> 16
+                counts[i] += self.count(bits[upper == int(prefix[i])] & 0xFFFF if within else upper)
+
+        return run

@@ -1,0 +1,213 @@
+"""Coordinate texts compiled for the CPU: one loop over a tile that widens, computes in float64 and rounds once.
+
+A kernel is a small generated module, kept in a cache folder under a name made from its content, so that Numba's own
+cache of machine code stays valid as long as the text does. Read one to see exactly what runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mergetool.kernels.backend import BLOCK, Layout, measure_names
+from mergetool.kernels.rounding import OVERFLOW
+from mergetool.kernels.text import called, plain
+
+HEAD = '''"""{title}, generated from its text; do not edit."""
+
+from mergetool.kernels.prelude import *  # noqa: F403
+
+
+'''
+
+
+def _functions(function: Callable[..., Any], count: int, keep: tuple[str, ...] | None) -> str:
+    parts = []
+    for name, value in dict(called(function)).items():
+        parts.append(f"{name} = {value!r}\n" if isinstance(value, int | float) else _compiled(plain(value, count)))
+    return "\n".join([*parts, _compiled(plain(function, count, keep))])
+
+
+def _compiled(source: str) -> str:
+    return f'@njit(error_model="numpy")\n{source}\n'
+
+
+def _load_inputs(layout: Layout, tensors: tuple[str, ...]) -> list[str]:
+    """Lines that give every tensor argument of the text its value at coordinate k."""
+    first = int(layout.base)
+    lines = [f"w{i} = widen_{dtype}(x{i}[k])" for i, dtype in enumerate(layout.inputs)]
+    values = [f"w{i}" for i in range(first, len(layout.inputs))]
+    if layout.base:
+        lines.append("base = w0")
+    if "value" in tensors:
+        lines.append(f"value = ({', '.join(values)},)")
+    if "delta" in tensors:
+        lines.append(f"delta = ({', '.join(f'{v} - w0' for v in values)},)")
+    if "chance" in tensors:
+        draws = [f"draw(keys[{i}], u64(start + k))" for i in range(layout.sources)]
+        lines.append(f"chance = ({', '.join(draws)},)")
+    return lines
+
+
+def _unpack(layout: Layout) -> str:
+    return f"{', '.join(f'x{i}' for i in range(len(layout.inputs)))}, = inputs"
+
+
+COMBINE = '''
+@njit(nogil=True, cache=True, error_model="numpy")
+def combine(start, inputs, out, keys, {arguments}):
+    {unpack}
+    bad = 0
+    for k in range(out.size):
+        {load}
+        result = {name}({call})
+        out[k] = narrow_{output}(result)
+        finite = abs(result) < {limit}{finite}
+        bad += 0 if finite else 1
+    return bad
+'''
+
+
+def combine(
+    function: Callable[..., Any], tensors: tuple[str, ...], arguments: tuple[str, ...], layout: Layout
+) -> Callable[..., int]:
+    """Compile a method's text to ``combine(start, inputs, out, keys, *measures, *arguments) -> non-finite``.
+
+    The kernel fills ``out`` from the ``inputs`` (raw tiles of equal length, the base first), where ``start`` is the
+    tile's first coordinate in its tensor, and counts the coordinates at which an input or the result is not finite.
+
+    Args:
+        function: the text; ``tensors`` are its positional arguments.
+        tensors: of these, all but base, value, delta and chance are measures: tuples with one float for each source.
+        arguments: the parameters the text uses, scalars or tuples with one value for each source.
+        layout: the dtypes.
+    """
+    measures = measure_names(tensors)
+    text = HEAD.format(title=function.__name__) + _functions(function, layout.sources, arguments)
+    text += COMBINE.format(
+        arguments=", ".join((*measures, *arguments)),
+        unpack=_unpack(layout),
+        load="\n        ".join(_load_inputs(layout, tensors)),
+        name=function.__name__,
+        call=", ".join((*tensors, *arguments)),
+        output=layout.output,
+        limit="math.inf" if layout.output == "F64" else repr(OVERFLOW[layout.output]),
+        finite="".join(f" and abs(w{i}) < math.inf" for i in range(len(layout.inputs))),
+    )
+    kernel: Callable[..., int] = _module(function.__name__, text).combine
+    return kernel
+
+
+SUMS = '''
+@njit(nogil=True, cache=True, error_model="numpy")
+def sums(start, inputs, partial, keys, {arguments}):
+    {unpack}
+    for block in range(partial.shape[0]):
+        {zero}
+        for k in range(block * {block}, min((block + 1) * {block}, x0.size)):
+            {load}
+            terms = {name}({call})
+            {add}
+        {store}
+'''
+
+
+def sums(
+    function: Callable[..., Any], tensors: tuple[str, ...], arguments: tuple[str, ...], layout: Layout, terms: int
+) -> Callable[..., None]:
+    """Compile a text that returns ``terms`` numbers to ``sums(start, inputs, partial, keys, *arguments)``.
+
+    The kernel fills ``partial``, float64 of shape [blocks, terms], with the sums over each :data:`BLOCK` of the tile.
+    """
+    text = HEAD.format(title=function.__name__) + _functions(function, layout.sources, arguments)
+    text += SUMS.format(
+        arguments=", ".join(arguments),
+        unpack=_unpack(layout),
+        block=BLOCK,
+        zero="; ".join(f"s{i} = 0.0" for i in range(terms)),
+        load="\n            ".join(_load_inputs(layout, tensors)),
+        name=function.__name__,
+        call=", ".join((*tensors, *arguments)),
+        add="\n            ".join(f"s{i} += terms[{i}]" for i in range(terms)),
+        store="\n        ".join(f"partial[block, {i}] = s{i}" for i in range(terms)),
+    )
+    kernel: Callable[..., None] = _module(function.__name__, text).sums
+    return kernel
+
+
+HISTOGRAM = '''
+@njit(nogil=True, cache=True, error_model="numpy")
+def histogram(inputs, counts, prefix):
+    {unpack}
+    for k in range(x0.size):
+        base = widen_{base}(x0[k])
+        {count}
+'''
+COUNT = """m{i} = f32(abs(widen_{dtype}(x{i}[k]) - base)).view(u32)
+        counts[{j}, m{i} >> u32(16)] += 1"""
+COUNT_WITHIN = """m{i} = f32(abs(widen_{dtype}(x{i}[k]) - base)).view(u32)
+        if u32(m{i} >> u32(16)) == prefix[{j}]:
+            counts[{j}, m{i} & u32(0xFFFF)] += 1"""
+
+
+def histogram(layout: Layout, within: bool) -> Callable[..., None]:
+    """Compile ``histogram(inputs, counts, prefix)``: count the float32 magnitudes of each delta by their bits.
+
+    ``counts`` is int64 of shape [sources, 65536]. By their upper 16 bits, or ``within`` those whose upper bits are
+    ``prefix`` (uint32, one for each source) by their lower 16.
+    """
+    template = COUNT_WITHIN if within else COUNT
+    lines = [template.format(i=i, j=i - 1, dtype=dtype) for i, dtype in enumerate(layout.inputs) if i]
+    text = HEAD.format(title="histogram") + HISTOGRAM.format(
+        unpack=_unpack(layout), base=layout.inputs[0], count="\n        ".join(lines)
+    )
+    kernel: Callable[..., None] = _module("histogram", text).histogram
+    return kernel
+
+
+@cache
+def _prelude() -> str:
+    folder = Path(__file__).parent
+    return "".join((folder / name).read_text() for name in ("prelude.py", "rounding.py"))
+
+
+@cache
+def cache_folder() -> Path:
+    """Where generated kernels live: ``$MERGETOOL_CACHE``, else the user's cache, else a folder for this process."""
+    home = os.environ.get("MERGETOOL_CACHE") or Path(
+        os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "mergetool"
+    )
+    folder = Path(home) / "kernels"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="mergetool-kernels-"))
+
+
+@cache
+def _module(name: str, text: str) -> ModuleType:
+    import numba  # half a second, so only once something is compiled
+
+    digest = hashlib.sha256(f"{numba.__version__}\n{_prelude()}\n{text}".encode()).hexdigest()[:16]
+    path = cache_folder() / f"{name}_{digest}.py"
+    if not path.exists():
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
+            file.write(text)
+        os.replace(file.name, path)
+    spec = importlib.util.spec_from_file_location(f"mergetool_kernel_{name}_{digest}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where Numba's cache looks it up
+    spec.loader.exec_module(module)
+    return module

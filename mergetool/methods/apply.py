@@ -1,0 +1,160 @@
+"""A method applied to tiles: measure what it must know, then combine; the same steps in memory and streamed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from mergetool.facts import magnitude
+from mergetool.kernels import random
+from mergetool.kernels.backend import Array, Backend, Layout, blocks
+from mergetool.kernels.text import keyword_arguments, positional_arguments
+from mergetool.methods.declare import Cut, Method, Sums
+
+R = TypeVar("R")
+Inputs = tuple[Array, ...]
+
+
+class Visit(Protocol):
+    """Goes over all tiles of a tensor, calls ``do(start, inputs)`` on each, and returns the results in any order.
+
+    Tiles start at multiples of :data:`mergetool.kernels.backend.BLOCK`; results come with their start.
+    """
+
+    def __call__(self, do: Callable[[int, Inputs], R]) -> Sequence[tuple[int, R]]: ...
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A method with the parameters and random keys of one tensor."""
+
+    method: Method
+    parameters: Mapping[str, Any]
+    """By argument name; a tuple with one value for each source where the parameter is per source."""
+    keys: tuple[int, ...]
+    """The random key of each source."""
+
+    def numbers(self, text: Callable[..., Any]) -> tuple[tuple[str, ...], tuple[Any, ...]]:
+        """The parameters that a coordinate text uses: names and values; choices never reach it."""
+        chosen = {p.argument for p in self.method.parameters.values() if p.choices}
+        names = tuple(name for name in keyword_arguments(text) if name not in chosen)
+        return names, tuple(self.parameters[name] for name in names)
+
+    @property
+    def key_words(self) -> tuple[np.uint64, ...]:
+        """The keys as the kernels take them."""
+        return tuple(np.uint64(key) for key in self.keys)
+
+
+def bind(method: Method, parameters: Mapping[str, Any], seed: int, sources: Sequence[str], tensor: str) -> Bound:
+    """Fix a method's parameters for one tensor.
+
+    Args:
+        method: the method.
+        parameters: every parameter by recipe name, per-source ones as tuples.
+        seed: the recipe's seed.
+        sources: the sources' labels as the recipe writes them, the base not included.
+        tensor: the tensor's name.
+    """
+    named = {method.parameters[name].argument: value for name, value in parameters.items()}
+    keys = tuple(random.key(seed, source, tensor) for source in sources) if method.random else (0,) * len(sources)
+    return Bound(method, named, keys)
+
+
+def count_magnitudes(
+    visit: Visit, layout: Layout, within: bool, prefix: Array, backend: Backend
+) -> magnitude.Counts:
+    """Make one counting pass of :func:`mergetool.facts.magnitude.cuts` over a tensor."""
+    kernel = backend.histogram(layout, within)
+
+    def count(start: int, inputs: Inputs) -> Array:
+        counts = np.zeros((layout.sources, 1 << 16), np.int64)
+        kernel(inputs, counts, prefix)
+        return counts
+
+    total = np.zeros((layout.sources, 1 << 16), np.int64)
+    for _, counts in visit(count):
+        total += counts
+    return total
+
+
+def _sums(measure: Sums, bound: Bound, layout: Layout, visit: Visit, backend: Backend) -> tuple[float, ...]:
+    names, values = bound.numbers(measure.terms)
+    tensors = positional_arguments(measure.terms)
+    terms = _term_count(measure.terms, tensors, names, values, layout.sources)
+    kernel = backend.sums(measure.terms, tensors, names, Layout(layout.base, layout.inputs), terms)
+
+    def add(start: int, inputs: Inputs) -> Array:
+        partial = np.zeros((blocks(len(inputs[0])), terms))
+        kernel(start, inputs, partial, bound.key_words, *values)
+        return partial
+
+    tables = [partial for _, partial in visit(add)]
+    columns = np.concatenate(tables) if tables else np.zeros((0, terms))
+    return tuple(_exact_sum(columns[:, i]) for i in range(terms))  # exact, so the order of tiles does not matter
+
+
+def _exact_sum(column: Array) -> float:
+    return math.fsum(column) if np.isfinite(column).all() else float(np.sum(column))
+
+
+def _term_count(
+    terms: Callable[..., Any], tensors: tuple[str, ...], names: tuple[str, ...], values: Any, sources: int
+) -> int:
+    zeros: list[Any] = [0.0 if t == "base" else (0.0,) * sources for t in tensors]
+    return len(terms(*zeros, **dict(zip(names, values, strict=True))))
+
+
+def measure(
+    bound: Bound,
+    layout: Layout,
+    size: int,
+    visit: Visit,
+    backend: Backend,
+    facts: Mapping[str, tuple[float, ...]] | None = None,
+) -> tuple[tuple[float, ...], ...]:
+    """What the method must know about the whole tensor: for each of its measures, one number for each source.
+
+    Args:
+        bound: the method and its parameters.
+        layout: the dtypes of the tiles.
+        size: the tensor's number of elements.
+        visit: goes over the tiles; not called when nothing has to be looked at.
+        backend: where the kernels run.
+        facts: measures known already, because their scope is the model.
+    """
+    found: list[tuple[float, ...]] = []
+    for name, wanted in bound.method.measures.items():
+        if facts and name in facts:
+            found.append(facts[name])
+        elif isinstance(wanted, Cut):
+            densities = bound.parameters[wanted.density]
+            found.append(
+                magnitude.cuts(
+                    densities, size, lambda within, prefix: count_magnitudes(visit, layout, within, prefix, backend)
+                )
+            )
+        else:
+            needed = wanted.needed(**bound.parameters)
+            sums = _sums(wanted, bound, layout, visit, backend) if needed else None
+            found.append(wanted.finish(sums, **bound.parameters))
+    return tuple(found)
+
+
+def combiner(
+    bound: Bound, layout: Layout, measured: tuple[tuple[float, ...], ...], backend: Backend
+) -> Callable[[int, Inputs, Array], int]:
+    """Make ``combine(start, inputs, out) -> non-finite``, which fills one raw tile of the result."""
+    text = bound.method.function
+    names, values = bound.numbers(text)
+    kernel = backend.combine(text, bound.method.tensors, names, layout)
+    keys = bound.key_words
+
+    def combine(start: int, inputs: Inputs, out: Array) -> int:
+        return kernel(start, inputs, out, keys, *measured, *values)
+
+    return combine

@@ -1,0 +1,22 @@
+"""Parameters and checks that several methods declare."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from mergetool.methods.declare import Doc, Fraction, PerSource
+
+Weight = Annotated[PerSource[float], Doc("The factor of each source.")]
+Density = Annotated[PerSource[Fraction], Doc("The share of each delta that is kept.")]
+Lambda = Annotated[float, Doc("The factor of the merged delta.")]
+Normalize = Annotated[bool, Doc("Divide by the sum of the weights.")]
+
+SMALLEST_SUM = 1e-8
+"""A sum of weights nearer to zero than this is not divided by."""
+
+
+def weights_sum(weight: tuple[float, ...], normalize: bool, **rest: Any) -> list[tuple[str, str]]:
+    """Refuse weights that cannot be normalised."""
+    if normalize and abs(sum(weight)) < SMALLEST_SUM:
+        return [("weight", f"the weights {list(weight)} sum to zero, so they cannot be normalised")]
+    return []

@@ -1,0 +1,149 @@
+"""The plan as plain data: sources, stages, jobs, shards, and where every source tensor goes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from mergetool.anatomy import Anatomy, Part
+from mergetool.checkpoint import Checkpoint, TensorRef
+from mergetool.recipe import Recipe
+from mergetool.storage.dtypes import DType
+from mergetool.storage.shards import Shard
+
+Fate = Literal["merged", "copied", "compared", "tied", "dropped", "replaced", "lends its files"]
+"""What becomes of a source's tensor."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One model of the recipe, opened: headers and config, no weights."""
+
+    label: str
+    """As the recipe writes it; also the name of its random numbers."""
+    checkpoint: Checkpoint
+    anatomy: Anatomy
+
+
+@dataclass(frozen=True)
+class Read:
+    """One tensor of one source."""
+
+    source: int
+    """Its place in :attr:`Plan.sources`."""
+    tensor: TensorRef
+
+
+@dataclass(frozen=True)
+class Job:
+    """One output tensor and all it takes to make it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: DType
+    """The dtype it is stored in."""
+    part: Part
+    method: str
+    """A method of the catalogue; ``""`` for a tensor whose bytes are copied because it holds no floating numbers."""
+    reads: tuple[Read, ...]
+    """What the method takes, the base first where it takes one; for a copy the one tensor that is copied."""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """Every parameter by recipe name; per-source ones are tuples in the order of the reads, the base left out."""
+    compare: tuple[Read, ...] = ()
+    """For a copy: the same tensor of other sources, which is expected to be equal."""
+    facts: tuple[str, ...] = ()
+    """Measures of the method that a stage ahead makes for the whole model."""
+    reason: str = ""
+    """Why it is not the recipe's own method: a rule, or what the tensor is."""
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        count = 1
+        for axis in self.shape:
+            count *= axis
+        return count
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of all its sources."""
+        return sum(read.tensor.nbytes for read in (*self.reads, *self.compare))
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of the result."""
+        return self.dtype.nbytes(self.shape)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One pass over the models; what it makes is a folder of named tensors."""
+
+    name: Literal["measure", "merge"]
+    jobs: tuple[int, ...]
+    """Places in :attr:`Plan.jobs`."""
+    passes: int
+    """How often the stage reads its tensors, at most."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where one tensor of one source goes, and by which rule."""
+
+    source: int
+    tensor: str
+    fate: Fate
+    by: str
+
+
+@dataclass(frozen=True)
+class Memory:
+    """How a run keeps to its budget; bytes."""
+
+    budget: int
+    peak: int
+    """The most anonymous memory the run takes at once, the interpreter included."""
+    workers: int
+    tile: int
+    """Coordinates computed at once by one worker."""
+    resident: int
+    """A tensor whose sources take no more than this is read once and kept while it is measured and combined."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that will happen, known before a single weight is read."""
+
+    recipe: Recipe
+    sources: tuple[Source, ...]
+    donor: int
+    """The source whose layout, config and other files the output takes: the base, else the first."""
+    tokenizer: int
+    """The source whose tokenizer files the output takes."""
+    jobs: tuple[Job, ...]
+    shards: tuple[Shard, ...]
+    stages: tuple[Stage, ...]
+    routes: tuple[Route, ...]
+    memory: Memory
+    digest: str
+    """A hash of the recipe, the sources' headers and file identities, and the layout: equal digests, equal bytes."""
+    output: Path | None
+    notes: tuple[str, ...] = ()
+    """What a user should know and nothing is wrong with."""
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes the run reads when every tensor fits into memory while it is worked on."""
+        measured = sum(self.jobs[i].bytes_read * s.passes for s in self.stages if s.name == "measure" for i in s.jobs)
+        return measured + sum(job.bytes_read for job in self.jobs)
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of all shards, headers included."""
+        return sum(shard.nbytes for shard in self.shards)
+
+    def job(self, name: str) -> Job:
+        """The job that makes a tensor; KeyError when there is none."""
+        return next(job for job in self.jobs if job.name == name)
