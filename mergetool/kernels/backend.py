@@ -74,4 +74,3 @@ def blocks(size: int) -> int:
 def measure_names(tensors: tuple[str, ...]) -> tuple[str, ...]:
     """Those of a text's positional arguments that are measures."""
     return tuple(t for t in tensors if t not in ("base", "value", "delta", "chance"))
-

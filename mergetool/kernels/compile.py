@@ -61,7 +61,7 @@ def _unpack(layout: Layout) -> str:
     return f"{', '.join(f'x{i}' for i in range(len(layout.inputs)))}, = inputs"
 
 
-COMBINE = '''
+COMBINE = """
 @njit(nogil=True, cache=True, error_model="numpy")
 def combine(start, inputs, out, keys, {arguments}):
     {unpack}
@@ -73,7 +73,7 @@ def combine(start, inputs, out, keys, {arguments}):
         finite = abs(result) < {limit}{finite}
         bad += 0 if finite else 1
     return bad
-'''
+"""
 
 
 def combine(
@@ -106,7 +106,7 @@ def combine(
     return kernel
 
 
-SUMS = '''
+SUMS = """
 @njit(nogil=True, cache=True, error_model="numpy")
 def sums(start, inputs, partial, keys, {arguments}):
     {unpack}
@@ -117,7 +117,7 @@ def sums(start, inputs, partial, keys, {arguments}):
             terms = {name}({call})
             {add}
         {store}
-'''
+"""
 
 
 def sums(
@@ -143,14 +143,14 @@ def sums(
     return kernel
 
 
-HISTOGRAM = '''
+HISTOGRAM = """
 @njit(nogil=True, cache=True, error_model="numpy")
 def histogram(inputs, counts, prefix):
     {unpack}
     for k in range(x0.size):
         base = widen_{base}(x0[k])
         {count}
-'''
+"""
 COUNT = """m{i} = f32(abs(widen_{dtype}(x{i}[k]) - base)).view(u32)
         counts[{j}, m{i} >> u32(16)] += 1"""
 COUNT_WITHIN = """m{i} = f32(abs(widen_{dtype}(x{i}[k]) - base)).view(u32)

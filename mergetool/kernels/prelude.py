@@ -64,8 +64,10 @@ def widen_F16(x):  # type: ignore[no-untyped-def]  # noqa: N802
     """Shift the exponent into a float32's place and scale by 2**112, which also mends subnormals."""
     bits = u32(x)
     scaled = f64(u32(u32(bits & u32(0x7FFF)) << u32(13)).view(f32)) * 5.192296858534828e33
-    magnitude = scaled if u32(bits & u32(0x7C00)) != u32(0x7C00) else (
-        math.inf if u32(bits & u32(0x03FF)) == u32(0) else math.nan
+    magnitude = (
+        scaled
+        if u32(bits & u32(0x7C00)) != u32(0x7C00)
+        else (math.inf if u32(bits & u32(0x03FF)) == u32(0) else math.nan)
     )
     return -magnitude if u32(bits & u32(0x8000)) != u32(0) else magnitude
 

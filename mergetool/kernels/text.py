@@ -27,7 +27,7 @@ class _Unroll(ast.NodeTransformer):
             return target.id
         return None
 
-    def visit_For(self, node: ast.For) -> Any:  # noqa: N802 - ast's naming
+    def visit_For(self, node: ast.For) -> Any:
         index = self._over_sources(node.target, node.iter)
         self.generic_visit(node)
         if index is None:
@@ -38,7 +38,7 @@ class _Unroll(ast.NodeTransformer):
             for statement in node.body
         ]
 
-    def visit_Call(self, node: ast.Call) -> Any:  # noqa: N802
+    def visit_Call(self, node: ast.Call) -> Any:
         self.generic_visit(node)
         made = node.args[0] if len(node.args) == 1 else None
         if not (isinstance(node.func, ast.Name) and node.func.id == "tuple" and isinstance(made, ast.GeneratorExp)):
@@ -50,7 +50,7 @@ class _Unroll(ast.NodeTransformer):
         items = [_Index(index, i).visit(ast.parse(text, mode="eval").body) for i in range(self.count)]
         return ast.Tuple(elts=items, ctx=ast.Load())
 
-    def visit_Tuple(self, node: ast.Tuple) -> Any:  # noqa: N802
+    def visit_Tuple(self, node: ast.Tuple) -> Any:
         """Flatten ``(*a, *b)``: a name that is starred is a tuple with one item for each source."""
         self.generic_visit(node)
         items: list[ast.expr] = []
@@ -70,7 +70,7 @@ class _Index(ast.NodeTransformer):
     def __init__(self, name: str, value: int) -> None:
         self.name, self.value = name, value
 
-    def visit_Name(self, node: ast.Name) -> ast.expr:  # noqa: N802
+    def visit_Name(self, node: ast.Name) -> ast.expr:
         return ast.Constant(self.value) if node.id == self.name else node
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -25,7 +25,7 @@ class Visit(Protocol):
     Tiles start at multiples of :data:`mergetool.kernels.backend.BLOCK`; results come with their start.
     """
 
-    def __call__(self, do: Callable[[int, Inputs], R]) -> Sequence[tuple[int, R]]: ...
+    def __call__(self, do: Callable[[int, Inputs], R]) -> Iterable[tuple[int, R]]: ...
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,20 @@ def bind(method: Method, parameters: Mapping[str, Any], seed: int, sources: Sequ
     return Bound(method, named, keys)
 
 
-def count_magnitudes(
-    visit: Visit, layout: Layout, within: bool, prefix: Array, backend: Backend
-) -> magnitude.Counts:
+def looks(bound: Bound, facts: Sequence[str] = ()) -> bool:
+    """Whether the method has to go over the tensor before it can combine; not for measures that are ``facts``."""
+    for name, wanted in bound.method.measures.items():
+        if name in facts:
+            continue
+        if isinstance(wanted, Cut):
+            if not all(magnitude.trivial(density) for density in bound.parameters[wanted.density]):
+                return True
+        elif wanted.needed(**bound.parameters):
+            return True
+    return False
+
+
+def count_magnitudes(visit: Visit, layout: Layout, within: bool, prefix: Array, backend: Backend) -> magnitude.Counts:
     """Make one counting pass of :func:`mergetool.facts.magnitude.cuts` over a tensor."""
     kernel = backend.histogram(layout, within)
 

@@ -261,9 +261,7 @@ def method(
     def declare(function: Callable[..., Any]) -> Method:
         hints = get_type_hints(function, include_extras=True)
         arguments = inspect.signature(function).parameters.values()
-        parameters = [
-            _parameter(a.name, hints[a.name], a.default) for a in arguments if a.kind is a.KEYWORD_ONLY
-        ]
+        parameters = [_parameter(a.name, hints[a.name], a.default) for a in arguments if a.kind is a.KEYWORD_ONLY]
         return Method(
             name=function.__name__,
             title=title,

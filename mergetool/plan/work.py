@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mergetool.anatomy import Anatomy, Part
-from mergetool.checkpoint import Checkpoint, TensorRef
+from mergetool.checkpoint.checkpoint import Checkpoint, TensorRef
 from mergetool.recipe import Recipe
 from mergetool.storage.dtypes import DType
 from mergetool.storage.shards import Shard

@@ -1,0 +1,61 @@
+"""What the user is told when something goes wrong, and the exit code that scripts see."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+
+import click
+
+from mergetool.errors import MergetoolError
+
+INTERRUPTED = 130
+"""The exit code after Ctrl-C: 128 and the signal's number, as shells count."""
+BROKEN_PIPE = 141
+"""The exit code when whoever read the output stopped reading; the same count."""
+UNEXPECTED = 70
+"""The exit code of a mistake in mergetool itself: ``EX_SOFTWARE``."""
+
+
+def tell(error: BaseException, debug: bool, command: str | None) -> int:
+    """Print an error and return the exit code.
+
+    Args:
+        error: what was raised.
+        debug: whether to print its traceback first.
+        command: the command that was running.
+    """
+    if isinstance(error, BrokenPipeError):
+        return _hang_up()
+    if debug:
+        click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+    if isinstance(error, KeyboardInterrupt):
+        click.echo("interrupted" + ("; the same command continues from here" if command == "run" else ""), err=True)
+        return INTERRUPTED
+    if isinstance(error, MergetoolError):
+        for problem in error.problems:
+            _message(str(problem))
+        if len(error.problems) > 1:
+            click.echo(f"{len(error.problems)} problems", err=True)
+        return error.exit_code
+    _message(f"unexpected {type(error).__name__}: {error}")
+    advice = "this is a mistake in mergetool: please report it" + (
+        ", with the traceback above" if debug else f", with what `mergetool --debug {command or ''} …` prints"
+    )
+    click.echo(f"    {advice}", err=True)
+    return UNEXPECTED
+
+
+def _message(text: str) -> None:
+    """One error; ``error:`` is red on a terminal, unless NO_COLOR says otherwise."""
+    color = False if os.environ.get("NO_COLOR") else None
+    click.echo(click.style("error:", fg="red", bold=True) + " " + text, err=True, color=color)
+
+
+def _hang_up() -> int:
+    """Leave quietly: nobody reads, so the interpreter must not try to write the rest when it ends."""
+    with contextlib.suppress(OSError):  # stdout need not be a file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return BROKEN_PIPE

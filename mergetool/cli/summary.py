@@ -1,0 +1,60 @@
+"""What a finished run has done, in a few lines or as data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mergetool.plan.columns import columns, plural, size
+
+if TYPE_CHECKING:
+    from mergetool.plan import Report
+
+SHOWN = 5
+"""Tensors with NaNs or infinities that are named."""
+
+
+def lines(report: Report, quiet: bool = False) -> list[str]:
+    """The summary for people; ``quiet`` leaves only what they should know."""
+    notes = [f"note: {note}" for note in report.notes] + _nonfinite(report)
+    if quiet:
+        return notes
+    if report.unchanged:
+        return [f"{report.output} is complete already; nothing was done", *notes]
+    data = as_json(report)
+    moved = data["bytes_read"] + data["bytes_written"]
+    rows = [
+        ("merged", plural(data["merged"], "tensor")),
+        ("copied", plural(data["copied"], "tensor")),
+        ("continued", f"{plural(report.resumed, 'tensor')} from an interrupted run"),
+        ("read", size(data["bytes_read"])),
+        ("written", size(data["bytes_written"])),
+        ("took", f"{report.seconds:.1f} s, {moved / 1e6 / max(report.seconds, 1e-9):,.0f} MB/s read and written"),
+    ]
+    shown = [row for row in rows if row[0] != "continued" or report.resumed]
+    return [str(report.output), *columns(shown), *notes]
+
+
+def _nonfinite(report: Report) -> list[str]:
+    found = list(report.nonfinite.items())
+    told = [f"warning: {name} has {plural(count, 'value')} that are NaN or infinite" for name, count in found[:SHOWN]]
+    more = len(found) - SHOWN
+    return [*told, f"warning: and {plural(more, 'more tensor')}"] if more > 0 else told
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """The report as plain data; keys are only ever added."""
+    copied = sum(1 for job in report.plan.jobs if job.method in ("", "passthrough"))
+    return {
+        "output": str(report.output),
+        "unchanged": report.unchanged,
+        "merged": len(report.plan.jobs) - copied,
+        "copied": copied,
+        "resumed": report.resumed,
+        "bytes_read": report.plan.bytes_read,
+        "bytes_written": report.plan.bytes_written,
+        "seconds": report.seconds,
+        "notes": list(report.notes),
+        "nonfinite": dict(report.nonfinite),
+        "plan": report.plan.digest,
+        "digests": dict(report.digests),
+    }

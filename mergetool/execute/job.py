@@ -1,0 +1,132 @@
+"""One job worked through: measure, combine, digest, write; what is not finite is counted and named."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mergetool.execute.buffers import typed
+from mergetool.execute.tiles import Inputs, Sources, tiles
+from mergetool.facts.magnitude import Counts
+from mergetool.kernels.backend import Array, Backend, Layout
+from mergetool.kernels.rounding import widen
+from mergetool.methods import METHODS
+from mergetool.methods.apply import Bound, bind, combiner, count_magnitudes, looks, measure
+from mergetool.plan import Job, Plan
+from mergetool.storage.digest import BLOCK_BYTES, block_digest, combine
+
+Sink = Callable[[Array, int], None]
+"""Takes the bytes of a piece of the result, and their offset in the tensor."""
+Facts = Mapping[tuple[str, str], tuple[float, ...]]
+"""Measures of the whole model, by method and measure."""
+
+WIDE = 16
+"""A tensor of more tiles than this is worked on by all workers together."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a job."""
+
+    digest: str
+    bad: Mapping[str, int] = field(default_factory=dict)
+    """Coordinates that are not finite: by source, and ``result`` for those of the result alone."""
+    unequal: tuple[str, ...] = ()
+    """For a copy: the sources whose tensor differs."""
+
+
+def bound(plan: Plan, job: Job) -> Bound:
+    """A job's method with its parameters and random keys."""
+    method = METHODS[job.method]
+    labels = [plan.sources[read.source].label for read in job.reads[method.base == "required" :]]
+    return bind(method, job.parameters, plan.recipe.seed, labels, job.name)
+
+
+def layout(job: Job) -> Layout:
+    """The dtypes of a job's tiles."""
+    base = METHODS[job.method].base == "required"
+    return Layout(base, tuple(read.tensor.dtype.name for read in job.reads), job.dtype.name)
+
+
+def is_wide(plan: Plan, job: Job) -> bool:
+    """Whether all workers share the job's tiles."""
+    return job.size > WIDE * plan.memory.tile and plan.memory.workers > 1
+
+
+def count(
+    plan: Plan, job: Job, sources: Sources, backend: Backend, within: bool, prefix: Array, pool: Executor | None
+) -> Counts:
+    """One counting pass over a job's deltas, for a measure of the whole model."""
+    over = tiles(plan, job, job.reads, sources, False, pool)
+    return count_magnitudes(lambda do: over.visit(lambda s, x, _: do(s, x)), layout(job), within, prefix, backend)
+
+
+def work(
+    plan: Plan, job: Job, sources: Sources, backend: Backend, facts: Facts, sink: Sink, pool: Executor | None = None
+) -> Outcome:
+    """Make one output tensor.
+
+    Args:
+        plan: the plan.
+        job: one of its jobs.
+        sources: the open files.
+        backend: where the kernels run.
+        facts: the measures of the whole model that the job needs.
+        sink: takes the result, piece by piece, in any order and from any worker.
+        pool: the workers that share a wide job's tiles.
+    """
+    if not job.method:
+        return _copy(plan, job, sources, sink, pool)
+    fixed = bound(plan, job)
+    over = tiles(plan, job, job.reads, sources, looks(fixed, job.facts), pool)
+    known = {name: facts[job.method, name] for name in job.facts}
+    shape = layout(job)
+    measured = measure(fixed, shape, job.size, lambda do: over.visit(lambda s, x, _: do(s, x)), backend, known)
+    kernel = combiner(fixed, shape, measured, backend)
+
+    def make(start: int, inputs: Inputs, scratch: Array) -> tuple[list[bytes], Counter[str]]:
+        out = typed(scratch, job.dtype.storage)
+        bad = _blame(plan, job, inputs, kernel(start, inputs, out))
+        sink(scratch, start * out.itemsize)
+        return digests(scratch), bad
+
+    pieces = sorted(over.visit(make), key=lambda piece: piece[0])
+    total: Counter[str] = sum((bad for _, (_, bad) in pieces), Counter())
+    return Outcome(combine([digest for _, (found, _) in pieces for digest in found]), dict(total))
+
+
+def digests(raw: Array) -> list[bytes]:
+    """The digests of a tile's blocks."""
+    return [block_digest(raw[i : i + BLOCK_BYTES]) for i in range(0, len(raw), BLOCK_BYTES)]
+
+
+def _blame(plan: Plan, job: Job, inputs: Inputs, count: int) -> Counter[str]:
+    """Say by source what ``count`` coordinates that are not finite come from; else it is the result's own."""
+    bad: Counter[str] = Counter()
+    if count:
+        for read, raw in zip(job.reads, inputs, strict=True):
+            wide = widen(raw, read.tensor.dtype.name)
+            bad[plan.sources[read.source].label] = int(np.count_nonzero(~np.isfinite(wide)))
+        bad = +bad or Counter(result=count)
+    return bad
+
+
+def _copy(plan: Plan, job: Job, sources: Sources, sink: Sink, pool: Executor | None) -> Outcome:
+    """Copy the first read's bytes, and see whether the others hold the same."""
+    kind = job.shape, job.dtype
+    alike = [read for read in job.compare if (read.tensor.shape, read.tensor.dtype) == kind]
+    over = tiles(plan, job, (*job.reads, *alike), sources, False, pool)
+
+    def one(start: int, inputs: Inputs, scratch: Array) -> tuple[list[bytes], list[bool]]:
+        raw = inputs[0].view(np.uint8)
+        sink(raw, start * job.dtype.bits // 8)
+        return digests(raw), [not np.array_equal(raw, other.view(np.uint8)) for other in inputs[1:]]
+
+    pieces = sorted(over.visit(one), key=lambda piece: piece[0])
+    differ = [read for i, read in enumerate(alike) if any(different[i] for _, (_, different) in pieces)]
+    unequal = tuple(plan.sources[r.source].label for r in job.compare if r not in alike or r in differ)
+    return Outcome(combine([digest for _, (found, _) in pieces for digest in found]), {}, unequal)

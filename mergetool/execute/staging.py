@@ -1,0 +1,181 @@
+"""The output folder while it is made: hidden, locked, journalled; renamed to its final name when it is complete."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mergetool.errors import OutputRefused, RunError
+from mergetool.execute.job import Outcome
+from mergetool.plan import Plan
+from mergetool.storage import system
+
+JOURNAL = ".journal.jsonl"
+LOCK = ".lock"
+PROVENANCE = "provenance.json"
+
+
+def staging_path(output: Path) -> Path:
+    """Where an output is made: beside it, so that a rename is all that is left to do."""
+    return output.with_name(f".{output.name}.partial")
+
+
+def read_provenance(output: Path) -> dict[str, Any] | None:
+    """What a finished folder of ours says about itself; None when it is not ours."""
+    try:
+        found = json.loads((output / PROVENANCE).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and "plan" in found else None
+
+
+def refuse(plan: Plan, output: Path, force: bool) -> None:
+    """Refuse an output that would overwrite a source or somebody's files.
+
+    Raises:
+        OutputRefused: it is or holds a source, is no folder, or is neither empty nor ours for the same recipe.
+    """
+    for source in plan.sources:
+        folder = source.checkpoint.path
+        if folder is not None and _within(folder.resolve(), output.resolve()):
+            raise OutputRefused(f"is where the source {source.label} lies", str(output), "choose another output")
+    if output.is_symlink() or not output.exists():
+        if output.is_symlink():
+            raise OutputRefused("is a link", str(output), "name the folder itself, or remove the link")
+        return
+    if not output.is_dir():
+        raise OutputRefused("exists and is no folder", str(output), "choose another output")
+    if force or not any(output.iterdir()):
+        return
+    ours = read_provenance(output)
+    if ours is None or ours.get("recipe") != plan.recipe.canonical():
+        what = "exists already and is not a merge" if ours is None else "exists already, merged by another recipe"
+        raise OutputRefused(what, str(output), "choose another output, or give `--force` to replace it")
+
+
+def _within(path: Path, folder: Path) -> bool:
+    return path == folder or folder in path.parents or path in folder.parents
+
+
+@dataclass
+class Staging:
+    """A folder that is being made."""
+
+    path: Path
+    done: dict[str, Outcome]
+    """What an earlier run with the same plan left, by tensor."""
+    _journal: int
+    _guard: threading.Lock
+
+    def note(self, name: str, outcome: Outcome) -> None:
+        """Write down that a tensor's bytes are in their file."""
+        line = json.dumps(
+            {"tensor": name, "digest": outcome.digest, "bad": dict(outcome.bad), "unequal": outcome.unequal}
+        )
+        with self._guard:
+            self._write(line)
+
+    def _write(self, line: str) -> None:
+        try:
+            system.write_all(self._journal, f"{line}\n".encode(), os.fstat(self._journal).st_size)
+        except OSError as error:
+            raise system.write_failure(error, self.path / JOURNAL, len(line)) from error
+
+    def forget(self, names: set[str]) -> None:
+        """Do not count on tensors of a file that was laid out anew."""
+        for name in names & self.done.keys():
+            del self.done[name]
+
+    def finish(self, output: Path) -> None:
+        """Give the folder its final name; what stood there goes.
+
+        Raises:
+            RunError: the rename failed; the work is kept.
+        """
+        try:
+            (self.path / JOURNAL).unlink()
+            (self.path / LOCK).unlink()
+            aside = None
+            if output.exists():
+                aside = output.with_name(f".{output.name}.replaced")
+                shutil.rmtree(aside, ignore_errors=True)
+                system.rename(output, aside)
+            system.rename(self.path, output)
+            system.sync_folder(output.parent)
+            if aside is not None:
+                shutil.rmtree(aside, ignore_errors=True)
+        except OSError as error:
+            raise system.write_failure(error, output, 0) from error
+
+
+@contextlib.contextmanager
+def staging(plan: Plan, output: Path) -> Iterator[Staging]:
+    """Open, or open again, the folder where an output is made; only one process holds it at a time.
+
+    Raises:
+        OutputRefused: another run works on it, or the place cannot be written.
+    """
+    path = staging_path(output)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise OutputRefused(
+            f"cannot be written: {error.strerror or error}", str(output.parent), "choose another output"
+        ) from error
+    journal = -1
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise OutputRefused("another run is making this output", str(output), "wait for it to end") from None
+        done = _resume(plan, path)
+        journal = os.open(path / JOURNAL, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        made = Staging(path, done, journal, threading.Lock())
+        if os.fstat(journal).st_size == 0:
+            made._write(json.dumps({"plan": plan.digest}))
+        yield made
+    except OSError as error:
+        raise RunError(f"{error.strerror or error}", str(path), "make room or choose another output") from error
+    finally:
+        if journal >= 0:
+            os.close(journal)
+        os.close(lock)
+
+
+def _resume(plan: Plan, path: Path) -> dict[str, Outcome]:
+    """What the journal of the same plan says is done; a folder of another plan is emptied."""
+    done: dict[str, Outcome] = {}
+    journal = path / JOURNAL
+    lines = journal.read_bytes().splitlines(keepends=True) if journal.exists() else []
+    if not lines or _entry(lines[0]).get("plan") != plan.digest:
+        for item in path.iterdir():
+            if item.name != LOCK:
+                shutil.rmtree(item) if item.is_dir() else item.unlink()
+        return {}
+    whole = 0
+    for line in lines:
+        entry = _entry(line)
+        if not entry:
+            break  # a line cut short by a kill, and nothing can follow it
+        whole += len(line)
+        if "tensor" in entry:
+            done[entry["tensor"]] = Outcome(entry["digest"], entry["bad"], tuple(entry["unequal"]))
+    os.truncate(journal, whole)
+    return done
+
+
+def _entry(line: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(line) if line.endswith(b"\n") else {}
+    except ValueError:
+        found = {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,111 @@
+"""A job's tiles: held in memory, or read again for each pass; by one worker, or by all of them at once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from mergetool.execute.buffers import Arena, typed
+from mergetool.kernels.backend import Array
+from mergetool.plan import Job, Plan, Read
+from mergetool.storage.reader import Reader
+
+R = TypeVar("R")
+Inputs = tuple[Array, ...]
+
+
+class Stopped(Exception):
+    """Another job has failed; this one is given up."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The open files of a plan's sources, and what their readers share."""
+
+    readers: Mapping[tuple[int, str], Reader]
+    arena: Arena
+    stop: threading.Event
+
+    def load(self, reads: Sequence[Read], start: int, stop: int, into: Sequence[Array]) -> Inputs:
+        """Read coordinates ``start`` to ``stop`` of each tensor into buffers of bytes."""
+        if self.stop.is_set():
+            raise Stopped
+        tile = []
+        for read, buffer in zip(reads, into, strict=True):
+            bits = read.tensor.dtype.bits
+            first, last = start * bits // 8, -(-stop * bits // 8)
+            raw = buffer[: last - first]
+            self.readers[read.source, read.tensor.file].read_into(raw, read.tensor.start + first)
+            tile.append(typed(raw, read.tensor.dtype.storage))
+        return tuple(tile)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Goes over the tiles of a job; see :class:`mergetool.methods.apply.Visit`.
+
+    ```do`` gets the tile's first coordinate, its inputs, and a scratch buffer as large as the tile's result.
+    """
+
+    sources: Sources
+    reads: Sequence[Read]
+    size: int
+    tile: int
+    scratch: int
+    """Bytes of one coordinate of the result."""
+    pool: Executor | None = None
+    """Where the tiles of one tensor are worked on together; None: one after another, here."""
+
+    def visit(self, do: Callable[[int, Inputs, Array], R]) -> Iterator[tuple[int, R]]:
+        """Read each tile and call ``do`` on it."""
+
+        def one(start: int) -> tuple[int, R]:
+            stop = min(start + self.tile, self.size)
+            widths = [-(-self.tile * read.tensor.dtype.bits // 8) for read in self.reads]
+            *buffers, scratch = self.sources.arena.take([*widths, self.tile * self.scratch])
+            inputs = self.sources.load(self.reads, start, stop, buffers)
+            return start, do(start, inputs, scratch[: (stop - start) * self.scratch])
+
+        starts = range(0, self.size, self.tile)
+        return map(one, starts) if self.pool is None else self.pool.map(one, starts)
+
+
+@dataclass(frozen=True)
+class Held(Tiles):
+    """The same over a tensor that is read whole and kept in the worker's arena until the job is done."""
+
+    inputs: Inputs = ()
+    buffer: Array | None = None
+
+    def visit(self, do: Callable[[int, Inputs, Array], R]) -> Iterator[tuple[int, R]]:
+        """Call ``do`` on each tile of what is held."""
+        for start in range(0, self.size, self.tile):
+            stop = min(start + self.tile, self.size)
+            assert self.buffer is not None
+            scratch = self.buffer[: (stop - start) * self.scratch]
+            yield start, do(start, tuple(x[start:stop] for x in self.inputs), scratch)
+
+
+def tiles(plan: Plan, job: Job, reads: Sequence[Read], sources: Sources, hold: bool, pool: Executor | None) -> Tiles:
+    """Choose how a job's tensors are gone over.
+
+    Args:
+        plan: the plan.
+        job: the job.
+        reads: the tensors to go over, all of the job's shape.
+        sources: the open files.
+        hold: whether several passes are needed, so that holding the tensors pays.
+        pool: where to work on the tiles of one tensor together, if that is wanted.
+    """
+    width, size = job.dtype.bits // 8, job.size
+    if not hold or job.bytes_read > plan.memory.resident or pool is not None:
+        return Tiles(sources, reads, size, plan.memory.tile, width, pool)
+    wanted = [*(read.tensor.nbytes for read in reads), min(plan.memory.tile, size) * width]
+    *buffers, scratch = sources.arena.take(wanted)
+    return Held(
+        sources, reads, size, plan.memory.tile, width, None,
+        inputs=sources.load(reads, 0, size, buffers), buffer=scratch,
+    )  # fmt: skip

@@ -1,0 +1,87 @@
+"""A plan for scripts: plain data, complete and in a stable order."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from mergetool.plan.work import Job, Plan, Read, Source
+
+COPY = "copy"
+"""What a job without a method does."""
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """The whole plan as plain data; keys are only ever added."""
+    return {
+        "digest": plan.digest,
+        "merge_method": plan.recipe.merge_method,
+        "output": None if plan.output is None else str(plan.output),
+        "sources": [_source(source) for source in plan.sources],
+        "donor": plan.donor,
+        "tokenizer": plan.tokenizer,
+        "jobs": [_job(job) for job in plan.jobs],
+        "stages": [
+            {"name": stage.name, "passes": stage.passes, "tensors": [plan.jobs[i].name for i in stage.jobs]}
+            for stage in plan.stages
+        ],
+        "routes": [{"source": r.source, "tensor": r.tensor, "fate": r.fate, "by": r.by} for r in plan.routes],
+        "shards": [{"file": s.file, "bytes": s.nbytes, "tensors": list(s.header.entries)} for s in plan.shards],
+        "memory": dataclasses.asdict(plan.memory),
+        "totals": {
+            "tensors": len(plan.jobs),
+            "weights": sum(job.size for job in plan.jobs),
+            "bytes_read": plan.bytes_read,
+            "bytes_written": plan.bytes_written,
+        },
+        "notes": list(plan.notes),
+    }
+
+
+def _source(source: Source) -> dict[str, Any]:
+    checkpoint = source.checkpoint
+    return {
+        "label": source.label,
+        "repo": checkpoint.repo,
+        "commit": checkpoint.commit,
+        "path": None if checkpoint.path is None else str(checkpoint.path),
+        "family": source.anatomy.family,
+        "files": list(checkpoint.weight_files),
+        "tensors": len(checkpoint.tensors),
+        "bytes": sum(tensor.nbytes for tensor in checkpoint.tensors.values()),
+    }
+
+
+def _job(job: Job) -> dict[str, Any]:
+    return {
+        "name": job.name,
+        "shape": list(job.shape),
+        "dtype": job.dtype.name,
+        "role": job.part.role,
+        "layer": job.part.layer,
+        "expert": job.part.expert,
+        "depth": job.part.depth,
+        "method": job.method or COPY,
+        "reason": job.reason,
+        "parameters": _plain(job.parameters),
+        "facts": list(job.facts),
+        "reads": [_read_data(read) for read in job.reads],
+        "compares": [_read_data(read) for read in job.compare],
+    }
+
+
+def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in parameters.items()}
+
+
+def _read_data(read: Read) -> dict[str, Any]:
+    tensor = read.tensor
+    return {
+        "source": read.source,
+        "tensor": tensor.name,
+        "dtype": tensor.dtype.name,
+        "file": tensor.file,
+        "offset": tensor.start,
+        "bytes": tensor.nbytes,
+    }

@@ -1,0 +1,79 @@
+"""How a run is cut to its memory budget: workers, tiles, and which tensors are held while they are worked on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from mergetool.errors import PlanError
+from mergetool.plan.work import Job, Memory
+
+INTERPRETER = 200 << 20
+"""Anonymous memory of the process before any tensor: the interpreter, NumPy, Numba and the compiled kernels."""
+LARGEST_BUDGET = 640 << 20
+"""The default budget is an eighth of the machine, but no more than this: more buys no speed."""
+SMALLEST_TILE = 1 << 18
+"""Coordinates; every tile starts at a multiple of this, which digests and sums by blocks rely on."""
+LARGEST_TILE = 1 << 20
+PREFERRED_RESIDENT = 80 << 20
+"""Enough to hold a layer's matrix of a base and two sources of 7 B parameters; larger ones are read again."""
+COUNTS = 2 * 8 << 16
+"""Bytes of the counts of magnitudes of one source: those of a tile and the total."""
+
+
+def default_budget() -> int:
+    """A small fraction of the machine's memory, never the model's size; bytes."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(INTERPRETER + (128 << 20), min(LARGEST_BUDGET, machine // 8))
+
+
+def default_workers() -> int:
+    """One for each core this process may use, and one more to overlap waiting for the disk."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores + 1
+
+
+def fit(jobs: Sequence[Job], budget: int | None, workers: int | None) -> Memory:
+    """Choose workers and tiles for a budget.
+
+    Args:
+        jobs: what is to be done.
+        budget: bytes; None for :func:`default_budget`.
+        workers: how many threads work; None for as many as the cores and the budget allow.
+
+    Raises:
+        PlanError: the budget is too small even for one worker with the smallest tiles.
+    """
+    budget = default_budget() if budget is None else budget
+    widest = max((_bytes_per_coordinate(job) for job in jobs), default=1)
+    counts = max((COUNTS * len(job.reads) for job in jobs if job.method), default=0)
+    smallest = INTERPRETER + SMALLEST_TILE * widest + counts
+    if budget < smallest:
+        raise PlanError(
+            f"a memory budget of {budget >> 20} MiB is too small: this merge takes at least {-(-smallest >> 20)} MiB",
+            where="--memory",
+            fix=f"give `--memory {-(-smallest >> 20)}MiB` or more",
+        )
+    room = budget - INTERPRETER
+    threads = workers or default_workers()
+    while workers is None and threads > 1 and room < threads * (LARGEST_TILE * widest + counts):
+        threads -= 1
+    tile = LARGEST_TILE
+    while tile > SMALLEST_TILE and room < threads * (tile * widest + counts):
+        tile -= SMALLEST_TILE
+    if room < threads * (tile * widest + counts):
+        raise PlanError(
+            f"a memory budget of {budget >> 20} MiB is too small for {threads} workers",
+            where="--memory",
+            fix="raise `--memory` or lower `--workers`",
+        )
+    share = room // threads - counts
+    largest = max((job.bytes_read for job in jobs), default=0)
+    resident = max(0, min(share - tile * widest, PREFERRED_RESIDENT, largest))
+    peak = INTERPRETER + threads * (tile * widest + counts + resident)
+    return Memory(budget, min(peak, budget), threads, tile, resident)
+
+
+def _bytes_per_coordinate(job: Job) -> int:
+    """The bytes of one coordinate of a tile: every input and the result."""
+    return sum(-(-read.tensor.dtype.bits // 8) for read in (*job.reads, *job.compare)) + -(-job.dtype.bits // 8)

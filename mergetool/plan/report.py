@@ -1,0 +1,28 @@
+"""What a finished run has to say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mergetool.plan.work import Plan
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcome of a run."""
+
+    plan: Plan
+    output: Path
+    digests: Mapping[str, str]
+    """The digest of every output tensor's bytes, by name."""
+    notes: tuple[str, ...]
+    """What a user should know: the plan's notes and what was found while running."""
+    nonfinite: Mapping[str, int]
+    """How many coordinates of a tensor had a NaN or an infinity in a source or the result; only those with any."""
+    seconds: float
+    resumed: int
+    """Jobs that an earlier, interrupted run had already done."""
+    unchanged: bool = False
+    """Whether the output was already complete and nothing had to be done."""

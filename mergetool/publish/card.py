@@ -1,0 +1,172 @@
+"""The model card: YAML for the Hub, then what was merged, how, and how to do it again."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+import yaml
+
+from mergetool import __version__
+from mergetool.checkpoint.checkpoint import Checkpoint
+from mergetool.methods import METHODS, Method
+from mergetool.plan import Plan, Source
+from mergetool.publish.origins import hub_ids, licence
+from mergetool.publish.privacy import Privacy, last_part
+from mergetool.publish.provenance import PROVENANCE, RECIPE
+
+_NAMED_IN_TITLE = 4
+COPIES = ("", "passthrough")
+"""The methods of a job whose result is one source's tensor."""
+
+
+def card(plan: Plan, files: frozenset[str], notes: Sequence[str], privacy: Privacy) -> str:
+    """The content of ``README.md``.
+
+    Args:
+        plan: what was run.
+        files: the other files of the model folder.
+        notes: what a user of the model should know.
+        privacy: takes the user's paths out.
+    """
+    front = yaml.safe_dump(_front_matter(plan, files), sort_keys=False, allow_unicode=True)
+    sections = [
+        f"# {_title(plan)}",
+        f"Made with mergetool {__version__}: {_summary(plan)}.",
+        "## Method",
+        *(_method(METHODS[name]) for name in _methods(plan)),
+        "## Sources",
+        _sources(plan),
+        "## Recipe",
+        _fenced(privacy.hide(plan.recipe.text)),
+        "## Numbers",
+        _numbers(plan),
+        *(("## Notes", _listed(notes)) if notes else ()),
+        "## Reproduce",
+        _reproduce(),
+    ]
+    return f"---\n{front}---\n\n" + "\n\n".join(sections) + "\n"
+
+
+def _front_matter(plan: Plan, files: frozenset[str]) -> dict[str, Any]:
+    matter: dict[str, Any] = {}
+    if ids := hub_ids(plan.sources):
+        matter["base_model"] = ids
+        matter["base_model_relation"] = "merge"
+    if "modules.json" in files:
+        matter["library_name"] = "sentence-transformers"
+    elif "model_type" in plan.sources[plan.donor].checkpoint.config:
+        matter["library_name"] = "transformers"
+    matter["tags"] = ["merge", "mergetool", *_methods(plan)]
+    return matter | dict(licence(plan.sources))
+
+
+def _methods(plan: Plan) -> list[str]:
+    """The recipe's method and those of its rules."""
+    used = (job.method for job in plan.jobs if job.method not in COPIES)
+    return list(dict.fromkeys((plan.recipe.merge_method, *used)))
+
+
+def _title(plan: Plan) -> str:
+    title = METHODS[plan.recipe.merge_method].title
+    names = [_name(source.checkpoint) for source in plan.sources]
+    if len(names) > _NAMED_IN_TITLE:
+        return f"{title} merge of {len(names)} models"
+    return f"{title}: {' + '.join(names)}"
+
+
+def _summary(plan: Plan) -> str:
+    count = len(plan.sources)
+    models = f"a merge of {count} models" if count > 1 else "made from one model"
+    return f"{models} by {METHODS[plan.recipe.merge_method].title}, nothing trained"
+
+
+def _method(method: Method) -> str:
+    lines = [f"**{method.title}** (`{method.name}`): {method.summary}"]
+    if method.citation:
+        lines.append(f"{method.citation}." + (f" [{method.paper}]({_link(method.paper)})" if method.paper else ""))
+    return "\n\n".join(lines)
+
+
+def _link(paper: str) -> str:
+    return f"https://arxiv.org/abs/{paper.removeprefix('arXiv:')}" if paper.startswith("arXiv:") else paper
+
+
+def _name(checkpoint: Checkpoint) -> str:
+    """What to call a source: its name on the Hub, or its folder's; never where the folder is."""
+    if checkpoint.repo is not None:
+        return checkpoint.repo
+    return PurePosixPath(checkpoint.path.name).name if checkpoint.path else last_part(checkpoint.label)
+
+
+def _sources(plan: Plan) -> str:
+    merged = {(route.source, route.fate) for route in plan.routes}
+    rows = ["| model | is | revision |", "|---|---|---|"]
+    for i, source in enumerate(plan.sources):
+        checkpoint = source.checkpoint
+        name, revision = f"`{_cell(_name(checkpoint))}`", "local folder"
+        if checkpoint.repo is not None:
+            name = f"[{checkpoint.repo}](https://huggingface.co/{checkpoint.repo})"
+            revision = f"`{checkpoint.commit}`" if checkpoint.commit else ""
+        rows.append(f"| {name} | {_part(plan, i, source, merged)} | {revision} |")
+    return "\n".join(rows)
+
+
+def _part(plan: Plan, place: int, source: Source, fates: set[tuple[int, str]]) -> str:
+    """What a source is to the merge."""
+    words = []
+    if source.label == plan.recipe.base_model:
+        words.append("base")
+    if source.label in (model.reference for model in plan.recipe.models):
+        words.append("merged")
+    if place == plan.tokenizer and plan.tokenizer != plan.donor:
+        words.append("lends its tokenizer")
+    if {fate for i, fate in fates if i == place} == {"lends its files"}:
+        words.append("lends its files only")
+    return ", ".join(words) or "a part of it is copied"
+
+
+def _numbers(plan: Plan) -> str:
+    kinds = Counter("copied" if job.method in COPIES else "merged" for job in plan.jobs)
+    dropped = len({route.tensor for route in plan.routes if route.fate == "dropped"})
+    dtypes = Counter(job.dtype.torch_name for job in plan.jobs)
+    stored = ", ".join(f"{name} ({count})" for name, count in sorted(dtypes.items(), key=lambda kv: (-kv[1], kv[0])))
+    parameters = sum(job.size for job in plan.jobs)
+    size = sum(job.bytes_written for job in plan.jobs)
+    return _listed(
+        [
+            f"{len(plan.jobs)} tensors: {kinds['merged']} merged, {kinds['copied']} copied; {dropped} dropped",
+            f"{parameters:,} parameters, {size:,} bytes in {len(plan.shards)} file{'s' * (len(plan.shards) > 1)}",
+            f"stored as {stored}",
+        ]
+    )
+
+
+def _reproduce() -> str:
+    return (
+        f"```sh\npip install mergetool=={__version__}\nmergetool run {RECIPE}\n```\n\n"
+        f"Relative paths in `{RECIPE}` start from the folder that the recipe was in. `{PROVENANCE}` has the commit or "
+        "the header digest of every source, the parameters of every tensor and the digest of its bytes."
+    )
+
+
+def _fenced(text: str) -> str:
+    """A block of YAML, in a fence longer than any in it."""
+    fence = "`" * max(3, *(len(run) + 1 for run in re.findall(r"`+", text)), 3)
+    return f"{fence}yaml\n{text.rstrip()}\n{fence}"
+
+
+def _listed(items: Iterable[str]) -> str:
+    return "\n".join(_items(items))
+
+
+def _items(items: Iterable[str]) -> Iterator[str]:
+    for item in items:
+        yield "- " + " ".join(item.split())
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", r"\|").replace("`", "'")

@@ -1,0 +1,120 @@
+"""What a model was made from and how, to the tensor; enough to check the folder and to make it again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from mergetool import __version__
+from mergetool.plan import Job, Plan, Route, Source
+from mergetool.publish.privacy import Privacy
+from mergetool.storage.header import Header
+
+PROVENANCE = "provenance.json"
+"""The file's name in a model folder."""
+RECIPE = "mergetool.yaml"
+"""The name of the recipe as run in a model folder."""
+FORMAT = 1
+"""Raised when the keys below change their meaning."""
+_SAFETENSORS = "0.8"  # the version of the format that storage writes
+_ORDINARY = frozenset(("merged", "copied", "compared", "lends its files"))
+
+
+def provenance(
+    plan: Plan, digests: Mapping[str, str], files: Mapping[str, str], notes: Sequence[str], privacy: Privacy
+) -> dict[str, Any]:
+    """The content of ``provenance.json``: plain data without times, machines or worker counts.
+
+    Args:
+        plan: what was run.
+        digests: the digest of every output tensor, by name.
+        files: the SHA-256 of every file of the folder that holds no tensors, this one left out.
+        notes: what a user of the model should know.
+        privacy: takes the user's paths out.
+    """
+    folder = plan.recipe.folder
+    return {
+        "format": FORMAT,
+        "versions": _versions(),
+        "plan": plan.digest,
+        "recipe": plan.recipe.canonical(),
+        "recipe_folder": None if folder is None else str(folder.resolve()),
+        "donor": plan.donor,
+        "tokenizer": plan.tokenizer,
+        "sources": [_source(source) for source in plan.sources],
+        "methods": _methods(plan.jobs, privacy),
+        "routes": _routes(plan.routes, privacy),
+        "shards": {shard.file: shard.nbytes for shard in plan.shards},
+        "tensors": {job.name: digests[job.name] for job in plan.jobs},
+        "files": dict(sorted(files.items())),
+        "notes": list(notes),
+    }
+
+
+def _versions() -> dict[str, str]:
+    """The software that the bytes may depend on."""
+    found = {"mergetool": __version__}
+    for package in ("numpy", "numba"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "unknown"
+    return found | {"safetensors_format": _SAFETENSORS, "python": platform.python_version()}
+
+
+def _source(source: Source) -> dict[str, Any]:
+    checkpoint = source.checkpoint
+    return {
+        "label": source.label,
+        "repo": checkpoint.repo,
+        "commit": checkpoint.commit,
+        "weights": {
+            name: {"size": header.file_size, "header": header_digest(header)}
+            for name, header in checkpoint.headers.items()
+        },
+    }
+
+
+def header_digest(header: Header) -> str:
+    """A SHA-256 of what a header says: names, dtypes, shapes and places of the tensors, and the metadata."""
+    entries = [(e.name, e.dtype.name, e.shape, e.start, e.stop) for e in header.entries.values()]
+    content = json.dumps([entries, sorted(header.metadata.items())], separators=(",", ":"))
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _methods(jobs: Sequence[Job], privacy: Privacy) -> list[dict[str, Any]]:
+    """The tensors of each method with the same sources and parameters together."""
+    groups: dict[str, dict[str, Any]] = {}
+    for job in jobs:
+        how = {
+            "method": job.method or "copy",
+            "sources": [read.source for read in job.reads],
+            "parameters": dict(sorted(job.parameters.items())),
+            **({"reason": privacy.hide(job.reason)} if job.reason else {}),
+        }
+        key = json.dumps(how, sort_keys=True)
+        groups.setdefault(key, {**how, "tensors": []})["tensors"].append(job.name)
+    return list(groups.values())
+
+
+def _routes(routes: Sequence[Route], privacy: Privacy) -> list[dict[str, Any]]:
+    """What became of the sources' tensors: counts, and names where a tensor did not go the ordinary way."""
+    groups: dict[tuple[int, str, str], list[str]] = {}
+    for route in routes:
+        # An ordinary route's reason may be the tensor itself; it would make a group of each.
+        by = "" if route.by == route.tensor or route.fate == "merged" else route.by
+        groups.setdefault((route.source, route.fate, by), []).append(route.tensor)
+    return [
+        {
+            "source": source,
+            "fate": fate,
+            **({"by": privacy.hide(by)} if by else {}),
+            "count": len(names),
+            **({} if fate in _ORDINARY else {"tensors": names}),
+        }
+        for (source, fate, by), names in groups.items()
+    ]

@@ -1,0 +1,90 @@
+"""What does not go together in a recipe whose every key and value is right by itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mergetool.recipe.draft import Draft
+from mergetool.recipe.recipe import Recipe
+from mergetool.recipe.rules import Rule
+from mergetool.recipe.settings import constant
+from mergetool.recipe.tree import Path
+
+if TYPE_CHECKING:
+    from mergetool.methods import Method, Parameter
+
+
+def examine_combination(draft: Draft, recipe: Recipe) -> None:
+    """Report a missing base, a wrong number of models, missing parameters, and constants that clash."""
+    _method(draft, recipe, None)
+    seen = {recipe.merge_method}
+    for rule in recipe.rules:
+        if rule.keep is None and not rule.drop:
+            _method(draft, recipe, rule, again=(rule.merge_method or recipe.merge_method) in seen)
+            seen.add(rule.merge_method or recipe.merge_method)
+
+
+def _method(draft: Draft, recipe: Recipe, rule: Rule | None, again: bool = False) -> None:
+    method = recipe.method(rule)
+    sources = recipe.merged_by(method)
+    place: Path = (*rule.path, "merge_method") if rule else ("merge_method",)
+    if not again:
+        if method.base == "required" and recipe.base_model is None and ("base_model",) not in draft.dropped:
+            draft.report(place, f"`{method.name}` needs a base", "add `base_model: …`")
+        _count(draft, method, len(sources))
+        for parameter in method.parameters.values():
+            if parameter.required and not _excused(draft, parameter.name):
+                _missing(draft, recipe, rule, place, parameter)
+    _clashes(draft, recipe, rule, method, sources)
+
+
+def _count(draft: Draft, method: Method, count: int) -> None:
+    if any(path[0] == "models" and len(path) == 2 for path in draft.dropped):
+        return
+    if count >= method.fewest and (method.most is None or count <= method.most):
+        return
+    few = count < method.fewest
+    bound = method.fewest if few else method.most
+    limit = "exactly" if method.fewest == method.most else "at least" if few else "at most"
+    besides = "" if method.base == "ignored" else " besides the base"
+    what = f"`{method.name}` merges {limit} {bound} model{'s' * (bound != 1)}{besides}, and here are {count}"
+    draft.report(("models",), what, "add models" if few else "remove models, or choose another method")
+
+
+def _excused(draft: Draft, parameter: str) -> bool:
+    """Whether the parameter may be missing only because of something that was reported and removed."""
+    return any(path[-1] == parameter or (len(path) > 1 and path[-2] == "parameters") for path in draft.dropped)
+
+
+def _missing(draft: Draft, recipe: Recipe, rule: Rule | None, place: Path, parameter: Parameter) -> None:
+    name, method = parameter.name, recipe.method(rule)
+    sources = recipe.merged_by(method) if parameter.per_source else (None,)
+    bare = [s for s in sources if not any(name in settings for _, settings in recipe.levels(s, rule))]
+    if bare and len(bare) == len(sources):
+        whose = "for each of the `models`, or for all " if parameter.per_source else ""
+        draft.report(place, f"`{method.name}` needs `{name}`", f"set it {whose}under `parameters`")
+        return
+    listed = [source.reference for source in recipe.models]
+    for source in bare:
+        what = f"`{method.name}` needs `{name}`, which is not set for this model"
+        draft.report(("models", listed.index(str(source))), what, f"add `{name}: …` under its `parameters`")
+
+
+def _clashes(draft: Draft, recipe: Recipe, rule: Rule | None, method: Method, sources: tuple[str, ...]) -> None:
+    """Ask the method whether its parameters go together, if they are the same for every tensor."""
+    used = [
+        (path, name, settings[name])
+        for source in (*sources, None)
+        for path, settings in recipe.levels(source, rule)
+        for name in settings
+        if name in method.parameters
+    ]
+    if not all(constant(setting) for _, _, setting in used):
+        return
+    resolved = recipe.parameters_for(method, "", 0.0, sources, rule)
+    if resolved.problems or not sources:
+        return
+    for argument, what in method.check(resolved.arguments):
+        name = argument.rstrip("_")
+        at = next(((*path, name) for path, parameter, _ in used if parameter == name), ("merge_method",))
+        draft.report(at, what)

@@ -1,0 +1,209 @@
+"""Output files: laid out in full when opened, then written at any offset from any thread."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from pathlib import Path
+from types import TracebackType
+
+from mergetool.storage import system
+from mergetool.storage.reader import Reader
+from mergetool.storage.shards import Shard, index, shard
+from mergetool.storage.system import Buffer
+
+__all__ = ["Shard", "Writer", "atomic_write", "index", "shard"]
+
+_COPY_BYTES = 4 << 20  # past a few MiB a larger buffer copies no faster
+
+# What a file system answers when it cannot copy inside the kernel; then the bytes go through a buffer.
+_NO_KERNEL_COPY = frozenset(
+    (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF, errno.ETXTBSY)
+)
+
+
+class Writer:
+    """One output file; every write names its own offset, so threads share a writer without a lock.
+
+    The file has its full size and its header from the start; the data that nobody wrote are zeros.
+
+    Args:
+        path: the file to make. What has that name is replaced, not written into: it may link to a source.
+        shard: what the file will hold.
+        resume: keep the file at ``path`` if it was laid out for the same shard.
+
+    Attributes:
+        fresh: whether the file was laid out anew. A resumed run must not count on any data in a fresh file.
+
+    Raises:
+        RunError: the disk is full or fails.
+        OutputRefused: the file may not be written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], shard: Shard, resume: bool = False) -> None:
+        self.path = Path(path)
+        self.shard = shard
+        self._fd = -1
+        try:
+            self.fresh = not (resume and self._reopen())
+            if self.fresh:
+                self._create()
+        except OSError as error:
+            self._give_up()
+            raise system.write_failure(error, self.path, shard.nbytes) from error
+
+    def _reopen(self) -> bool:
+        """Open a file that an earlier run laid out for the same shard, if that is what stands at the path."""
+        try:
+            fd = system.open_file(self.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ELOOP):
+                return False
+            raise
+        preamble = self.shard.preamble
+        found = bytearray(len(preamble))
+        # The size is set first and the header written last, so a file that has both was laid out to the end.
+        if (
+            os.fstat(fd).st_size == self.shard.nbytes
+            and system.read_all(fd, found, 0) == len(found)
+            and found == preamble
+        ):
+            self._fd = fd
+            return True
+        system.close(fd)
+        return False
+
+    def _create(self) -> None:
+        self.path.unlink(missing_ok=True)
+        self._fd = system.open_file(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            system.allocate(self._fd, self.shard.nbytes)
+        except (OSError, AttributeError) as error:  # macOS has no such call, some file systems refuse it
+            refused = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENODEV)
+            if isinstance(error, OSError) and error.errno not in refused:
+                raise
+            system.truncate(self._fd, self.shard.nbytes)
+        system.write_all(self._fd, self.shard.preamble, 0)
+
+    def _give_up(self) -> None:
+        """Close and remove a file that could not be laid out, to give back the space it took."""
+        if self._fd >= 0:
+            self.close()
+            self.path.unlink(missing_ok=True)
+
+    def write(self, buffer: Buffer, offset: int) -> None:
+        """Write a contiguous ``buffer`` at byte ``offset`` of the file.
+
+        Raises:
+            ValueError: the bytes would not lie inside the file's data.
+            RunError: the disk is full or fails.
+        """
+        view = system.as_bytes(buffer)
+        self._check_inside(offset, len(view))
+        try:
+            system.write_all(self._fd, view, offset)
+        except OSError as error:
+            raise system.write_failure(error, self.path, self.shard.nbytes) from error
+
+    def copy_from(self, reader: Reader, src_offset: int, dst_offset: int, nbytes: int) -> None:
+        """Copy ``nbytes`` of a source as they are, inside the kernel where the file systems allow it.
+
+        Raises:
+            ValueError: the bytes would not lie inside the file's data.
+            CheckpointError: the source ends too early.
+            RunError: a disk is full or fails.
+        """
+        self._check_inside(dst_offset, nbytes)
+        done = self._copy_in_kernel(reader, src_offset, dst_offset, nbytes)
+        buffer = memoryview(bytearray(min(_COPY_BYTES, nbytes - done)))
+        while done < nbytes:
+            part = buffer[: nbytes - done]
+            reader.read_into(part, src_offset + done)
+            self.write(part, dst_offset + done)
+            done += len(part)
+
+    def _copy_in_kernel(self, reader: Reader, src_offset: int, dst_offset: int, nbytes: int) -> int:
+        """Copy without a buffer; the number of bytes done when the kernel stopped helping."""
+        done = 0
+        while done < nbytes:
+            try:
+                count = system.copy_range(
+                    reader.fileno(),
+                    self._fd,
+                    min(nbytes - done, system.LARGEST_CALL),
+                    src_offset + done,
+                    dst_offset + done,
+                )
+            except InterruptedError:
+                continue
+            except AttributeError:  # only Linux has the call
+                break
+            except OSError as error:
+                if error.errno in _NO_KERNEL_COPY:
+                    break
+                raise system.write_failure(error, self.path, self.shard.nbytes) from error
+            if count == 0:  # the end of the source, or a file system that answers nothing: reading will tell
+                break
+            done += count
+        return done
+
+    def _check_inside(self, offset: int, nbytes: int) -> None:
+        if offset < self.shard.header.data_start or offset + nbytes > self.shard.nbytes:
+            raise ValueError(
+                f"bytes {offset} to {offset + nbytes} are not inside the data of {self.path.name}"
+            )
+
+    def sync(self) -> None:
+        """Wait until all that was written has reached the disk.
+
+        Raises:
+            RunError: the disk is full or failed on bytes that it had seemed to accept; they count as lost.
+        """
+        try:
+            system.fsync(self._fd)
+        except OSError as error:
+            raise system.write_failure(error, self.path, self.shard.nbytes) from error
+
+    def close(self) -> None:
+        """Close the file; more than once is fine."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            system.close(fd)
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
+    """Write a small file so that at every moment the path holds the old content or the new, whole and synced.
+
+    Args:
+        path: the file; its folder exists.
+        data: the content; text is written as UTF-8.
+
+    Raises:
+        RunError: the disk is full or fails.
+        OutputRefused: the file may not be written.
+    """
+    path = Path(path)
+    content = data.encode() if isinstance(data, str) else data
+    # The process and the thread keep two writers of the same path from sharing a temporary file.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
+    try:
+        fd = system.open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        try:
+            system.write_all(fd, content, 0)
+            system.fsync(fd)
+        finally:
+            system.close(fd)
+        system.rename(temporary, path)
+        system.sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise system.write_failure(error, path, len(content)) from error
