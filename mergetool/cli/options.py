@@ -35,6 +35,11 @@ workers = click.option(
     "--workers", type=click.IntRange(min=1), metavar="N", help="Threads; by default one more than there are cores."
 )
 device = click.option(
-    "--device", callback=sizes.device, default="cpu", show_default=True, help="Where to compute: cpu, cuda or cuda:N."
+    "--device",
+    metavar="DEVICE",
+    callback=sizes.device,
+    default="cpu",
+    show_default=True,
+    help="Where to compute: cpu, cuda or cuda:N.",
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")

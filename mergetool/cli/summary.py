@@ -7,43 +7,38 @@ from typing import TYPE_CHECKING, Any
 from mergetool.plan.columns import columns, plural, size
 
 if TYPE_CHECKING:
-    from mergetool.plan import Report
-
-SHOWN = 5
-"""Tensors with NaNs or infinities that are named."""
+    from mergetool.plan import Job, Report
 
 
 def lines(report: Report, quiet: bool = False) -> list[str]:
     """The summary for people; ``quiet`` leaves only what they should know."""
-    notes = [f"note: {note}" for note in report.notes] + _nonfinite(report)
+    notes = [f"note: {note}" for note in report.notes]
     if quiet:
         return notes
     if report.unchanged:
         return [f"{report.output} is complete already; nothing was done", *notes]
     data = as_json(report)
-    moved = data["bytes_read"] + data["bytes_written"]
+    speed = (data["bytes_read"] + data["bytes_written"]) / 1e6 / max(report.seconds, 1e-9)
     rows = [
         ("merged", plural(data["merged"], "tensor")),
         ("copied", plural(data["copied"], "tensor")),
         ("continued", f"{plural(report.resumed, 'tensor')} from an interrupted run"),
         ("read", size(data["bytes_read"])),
         ("written", size(data["bytes_written"])),
-        ("took", f"{report.seconds:.1f} s, {moved / 1e6 / max(report.seconds, 1e-9):,.0f} MB/s read and written"),
+        ("took", f"{report.seconds:.1f} s" + ("" if report.resumed else f", {speed:,.0f} MB/s read and written")),
     ]
     shown = [row for row in rows if row[0] != "continued" or report.resumed]
     return [str(report.output), *columns(shown), *notes]
 
 
-def _nonfinite(report: Report) -> list[str]:
-    found = list(report.nonfinite.items())
-    told = [f"warning: {name} has {plural(count, 'value')} that are NaN or infinite" for name, count in found[:SHOWN]]
-    more = len(found) - SHOWN
-    return [*told, f"warning: and {plural(more, 'more tensor')}"] if more > 0 else told
+def _is_copy(job: Job) -> bool:
+    """Whether the numbers of one source come out as they are."""
+    return not job.method or (job.method == "passthrough" and job.parameters["scale"] == (1.0,))
 
 
 def as_json(report: Report) -> dict[str, Any]:
     """The report as plain data; keys are only ever added."""
-    copied = sum(1 for job in report.plan.jobs if job.method in ("", "passthrough"))
+    copied = sum(map(_is_copy, report.plan.jobs))
     return {
         "output": str(report.output),
         "unchanged": report.unchanged,

@@ -149,12 +149,11 @@ def job(plan: Plan, name: str) -> str:
     Raises:
         PlanError: the output has no tensor of that name; it suggests the nearest.
     """
-    try:
-        found = plan.job(name)
-    except KeyError:
+    found = next((job for job in plan.jobs if job.name == name), None)
+    if found is None:
         near = difflib.get_close_matches(name, [job.name for job in plan.jobs], 1, 0.5)
         fix = f"did you mean `{near[0]}`?" if near else "`mergetool plan RECIPE --json` lists all tensors"
-        raise PlanError(f"the output has no tensor `{name}`", fix=fix) from None
+        raise PlanError(f"the output has no tensor `{name}`", fix=fix)
     lines = [found.name, *columns(_facts(plan, found))]
     if found.parameters:
         lines += ["  parameters", *columns(_parameters(plan, found), indent=4)]
@@ -168,7 +167,7 @@ def _facts(plan: Plan, found: Job) -> list[tuple[str, str]]:
     part = found.part
     place = f"{part.role}, depth {part.depth:.3g}"
     if part.layer is not None:
-        place += f", layer {part.layer} of {part.layers} in {part.stack or 'the model'}"
+        place += f", layer {part.layer} of 0 to {part.layers - 1} in {part.stack or 'the model'}"
     if part.expert is not None:
         place += f", expert {part.expert}"
     shape = " × ".join(str(axis) for axis in found.shape) or "a scalar"

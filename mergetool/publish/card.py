@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import PurePosixPath
 from typing import Any
 
 import yaml
@@ -99,11 +99,14 @@ def _name(checkpoint: Checkpoint) -> str:
     """What to call a source: its name on the Hub, or its folder's; never where the folder is."""
     if checkpoint.repo is not None:
         return checkpoint.repo
-    return PurePosixPath(checkpoint.path.name).name if checkpoint.path else last_part(checkpoint.label)
+    name = last_part(checkpoint.label)
+    return name if name else last_part(os.path.abspath(checkpoint.path or "model"))
 
 
 def _sources(plan: Plan) -> str:
-    merged = {(route.source, route.fate) for route in plan.routes}
+    fates: dict[int, set[str]] = {}
+    for route in plan.routes:
+        fates.setdefault(route.source, set()).add(route.fate)
     rows = ["| model | is | revision |", "|---|---|---|"]
     for i, source in enumerate(plan.sources):
         checkpoint = source.checkpoint
@@ -111,11 +114,11 @@ def _sources(plan: Plan) -> str:
         if checkpoint.repo is not None:
             name = f"[{checkpoint.repo}](https://huggingface.co/{checkpoint.repo})"
             revision = f"`{checkpoint.commit}`" if checkpoint.commit else ""
-        rows.append(f"| {name} | {_part(plan, i, source, merged)} | {revision} |")
+        rows.append(f"| {name} | {_part(plan, i, source, fates.get(i, set()))} | {revision} |")
     return "\n".join(rows)
 
 
-def _part(plan: Plan, place: int, source: Source, fates: set[tuple[int, str]]) -> str:
+def _part(plan: Plan, place: int, source: Source, fates: set[str]) -> str:
     """What a source is to the merge."""
     words = []
     if source.label == plan.recipe.base_model:
@@ -124,7 +127,7 @@ def _part(plan: Plan, place: int, source: Source, fates: set[tuple[int, str]]) -
         words.append("merged")
     if place == plan.tokenizer and plan.tokenizer != plan.donor:
         words.append("lends its tokenizer")
-    if {fate for i, fate in fates if i == place} == {"lends its files"}:
+    if fates == {"lends its files"}:
         words.append("lends its files only")
     return ", ".join(words) or "a part of it is copied"
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 
@@ -16,9 +15,7 @@ from mergetool.plan import Source
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 # Trainers leave the folder they started from in `_name_or_path`; these are no one's name on the Hub.
-_FOLDERS = frozenset(
-    "models model checkpoints checkpoint ckpt output outputs out results runs weights data tmp".split()
-)
+_FOLDERS = re.compile(r"(model|checkpoint|ckpt|output|out|result|run|weight|data|tmp)s?", re.IGNORECASE)
 _LARGEST = 1 << 20  # bytes; a longer card is not read
 _LICENCE = ("license", "license_name", "license_link")
 
@@ -42,10 +39,10 @@ def _names(checkpoint: Checkpoint) -> Iterator[str]:
     yield from found or ([path] if _is_hub_id(path) else [])
 
 
-def _is_hub_id(name: object) -> bool:
+def _is_hub_id(name: object) -> TypeGuard[str]:
     if not isinstance(name, str) or not _HUB_ID.fullmatch(name) or len(name) > 96:
         return False
-    return name.partition("/")[0].lower() not in _FOLDERS
+    return not _FOLDERS.fullmatch(name.partition("/")[0])
 
 
 def licence(sources: tuple[Source, ...]) -> Mapping[str, str]:
@@ -82,7 +79,6 @@ def _readme(checkpoint: Checkpoint) -> str:
     return _text(content)
 
 
-@lru_cache(maxsize=64)
 def _remote_readme(repo: str, commit: str) -> str:
     try:
         return _text(hub.small_file(repo, commit, "README.md"))

@@ -42,8 +42,9 @@ class Privacy:
 
 
 def last_part(path: str) -> str:
-    """The last part of a path, whether of a folder or a file."""
-    return PurePosixPath(os.path.normpath(path)).name or "model"
+    """The last part of a path, whether of a folder or a file; empty where it names none, as in ``..``."""
+    name = PurePosixPath(os.path.normpath(path)).name
+    return "" if name == ".." else name
 
 
 def _escaped_name(path: str) -> str:

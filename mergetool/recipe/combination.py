@@ -16,26 +16,26 @@ if TYPE_CHECKING:
 
 def examine_combination(draft: Draft, recipe: Recipe) -> None:
     """Report a missing base, a wrong number of models, missing parameters, and constants that clash."""
-    _method(draft, recipe, None)
-    seen = {recipe.merge_method}
-    for rule in recipe.rules:
-        if rule.keep is None and not rule.drop:
-            _method(draft, recipe, rule, again=(rule.merge_method or recipe.merge_method) in seen)
-            seen.add(rule.merge_method or recipe.merge_method)
+    seen: set[str] = set()
+    for rule in (None, *recipe.rules):
+        if rule is not None and (rule.keep is not None or rule.drop):
+            continue
+        method = recipe.method(rule)
+        place: Path = (*rule.path, "merge_method") if rule else ("merge_method",)
+        if method.name not in seen:
+            _models(draft, recipe, method, place)
+        if rule is None or method.name != recipe.merge_method:
+            for parameter in method.parameters.values():
+                if parameter.required and not _excused(draft, parameter.name):
+                    _missing(draft, recipe, rule, place, parameter)
+        _clashes(draft, recipe, rule, method, recipe.merged_by(method))
+        seen.add(method.name)
 
 
-def _method(draft: Draft, recipe: Recipe, rule: Rule | None, again: bool = False) -> None:
-    method = recipe.method(rule)
-    sources = recipe.merged_by(method)
-    place: Path = (*rule.path, "merge_method") if rule else ("merge_method",)
-    if not again:
-        if method.base == "required" and recipe.base_model is None and ("base_model",) not in draft.dropped:
-            draft.report(place, f"`{method.name}` needs a base", "add `base_model: …`")
-        _count(draft, method, len(sources))
-        for parameter in method.parameters.values():
-            if parameter.required and not _excused(draft, parameter.name):
-                _missing(draft, recipe, rule, place, parameter)
-    _clashes(draft, recipe, rule, method, sources)
+def _models(draft: Draft, recipe: Recipe, method: Method, place: Path) -> None:
+    if method.base == "required" and recipe.base_model is None and ("base_model",) not in draft.dropped:
+        draft.report(place, f"`{method.name}` needs a base", "add `base_model: …`")
+    _count(draft, method, len(recipe.merged_by(method)))
 
 
 def _count(draft: Draft, method: Method, count: int) -> None:
@@ -64,10 +64,9 @@ def _missing(draft: Draft, recipe: Recipe, rule: Rule | None, place: Path, param
         whose = "for each of the `models`, or for all " if parameter.per_source else ""
         draft.report(place, f"`{method.name}` needs `{name}`", f"set it {whose}under `parameters`")
         return
-    listed = [source.reference for source in recipe.models]
     for source in bare:
         what = f"`{method.name}` needs `{name}`, which is not set for this model"
-        draft.report(("models", listed.index(str(source))), what, f"add `{name}: …` under its `parameters`")
+        draft.report(("models", recipe.positions[str(source)]), what, f"add `{name}: …` under its `parameters`")
 
 
 def _clashes(draft: Draft, recipe: Recipe, rule: Rule | None, method: Method, sources: tuple[str, ...]) -> None:

@@ -22,6 +22,7 @@ from mergetool.recipe.settings import Setting, setting
 from mergetool.recipe.shape import examine
 from mergetool.recipe.spelling import did_you_mean
 from mergetool.recipe.text import parse
+from mergetool.recipe.tree import shorten
 
 LARGEST = 10_000_000
 """Bytes; a larger file is no recipe."""
@@ -54,9 +55,9 @@ def read(recipe: str | bytes | os.PathLike[str], overrides: Iterable[str] = ()) 
         The recipe, mended where that was possible, or None; and everything that is wrong with it.
     """
     path = None if _is_text(recipe) else pathlib.Path(os.fsdecode(recipe))
-    name = "<text>" if path is None else str(path)
+    name = "<text>" if path is None else shorten(str(path), 500)
     try:
-        text = _decode(recipe if isinstance(recipe, str | bytes) and path is None else _bytes(path), name)
+        text = _decode(recipe if isinstance(recipe, str | bytes) and path is None else _bytes(path, name), name)
     except RecipeError as error:
         return None, list(error.problems)
     root, problems = parse(text, name)
@@ -150,18 +151,18 @@ def _is_text(recipe: str | bytes | os.PathLike[str]) -> bool:
     return not recipe.strip() or "\n" in recipe or ": " in recipe or recipe.lstrip().startswith("{")
 
 
-def _bytes(path: pathlib.Path | None) -> bytes:
+def _bytes(path: pathlib.Path | None, name: str) -> bytes:
     assert path is not None
     try:
         with path.open("rb") as file:
             return file.read(LARGEST + 1)
     except IsADirectoryError:
-        raise RecipeError("a folder is not a recipe", str(path), "name the YAML file in it") from None
+        raise RecipeError("a folder is not a recipe", name, "name the YAML file in it") from None
     except FileNotFoundError:
-        raise RecipeError("there is no such file", str(path), _neighbour(path)) from None
+        raise RecipeError("there is no such file", name, _neighbour(path)) from None
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or str(error)
-        raise RecipeError(f"the recipe cannot be read: {why}", str(path)) from None
+        raise RecipeError(f"the recipe cannot be read: {why}", name) from None
 
 
 def _neighbour(path: pathlib.Path) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from mergetool.errors import Problem
@@ -65,6 +66,11 @@ class Recipe:
     def where(self, *path: str | int) -> str:
         """The ``file:line:column`` of what is at a path, or of what is nearest around it."""
         return self.tree.nearest(path).place
+
+    @cached_property
+    def positions(self) -> dict[str, int]:
+        """The index of every model by its reference."""
+        return {source.reference: i for i, source in enumerate(self.models)}
 
     @property
     def stored_dtype(self) -> str | None:
@@ -129,14 +135,12 @@ class Recipe:
     def levels(self, source: str | None, rule: Rule | None) -> Iterable[Level]:
         """The mappings of parameters that speak about a source (None: about all at once), the first to ask first."""
         if rule is not None:
-            if source is not None:
-                for i, (reference, settings) in enumerate((rule.models or {}).items()):
-                    if reference == source:
-                        yield (*rule.path, "models", i, "parameters"), settings
+            if source is not None and source in rule.positions and rule.models:
+                yield (*rule.path, "models", rule.positions[source], "parameters"), rule.models[source]
             yield (*rule.path, "parameters"), rule.parameters or {}
-        for i, model in enumerate(self.models):
-            if source is not None and model.reference == source:
-                yield ("models", i, "parameters"), model.parameters
+        if source is not None and source in self.positions:
+            at = self.positions[source]
+            yield ("models", at, "parameters"), self.models[at].parameters
         yield ("parameters",), self.parameters
 
     def _value(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from mergetool.recipe.settings import Setting
@@ -58,6 +59,11 @@ class Rule:
     keep: str | None = None
     """The source whose tensors are copied."""
     drop: bool = False
+
+    @cached_property
+    def positions(self) -> dict[str, int]:
+        """The index of every model under the rule by its reference."""
+        return {reference: i for i, reference in enumerate(self.models or ())}
 
     @property
     def path(self) -> Path:

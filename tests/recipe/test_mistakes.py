@@ -243,6 +243,18 @@ def test_weights_of_a_rule_that_sum_to_zero():
     assert "sum to zero" in what
 
 
+def test_a_rule_with_a_method_of_its_own_needs_its_parameters():
+    text = HEAD.replace("ties", "passthrough").replace("  - model: b\n", "").replace("weight", "scale")
+    rule = "  - where: {part: norm}\n    merge_method: linear\n"
+    assert told(f"{text}rules:\n{rule}    parameters: {{weight: 1}}\n{rule}") == [
+        (
+            "12:19",
+            "`linear` needs `weight`",
+            "set it for each of the `models`, or for all under `parameters`",
+        )
+    ]
+
+
 def test_all_at_once_and_in_order():
     text = HEAD.replace("weight", "wieght").replace("model: b", "model: a") + "dtype: fp16\nseeed: x\nseed: -3\n"
     assert [where for where, _, _ in told(text)] == ["5:12", "7:3", "8:8", "9:1", "10:7"]

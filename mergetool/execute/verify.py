@@ -1,0 +1,239 @@
+"""Whether a model folder is what its provenance says: its bytes, its files, its config, some tensors made again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mergetool.checkpoint import hub
+from mergetool.errors import CheckpointError, MergetoolError
+from mergetool.plan import Job, Plan, build
+from mergetool.publish import FORMAT, PROVENANCE, RECIPE, header_digest
+from mergetool.publish.loadable import CannotTell, first_line, misfits
+from mergetool.recipe import load
+from mergetool.storage.digest import file_digest, tensor_digest
+from mergetool.storage.header import Header, read_header
+from mergetool.storage.reader import Reader
+
+_READERS = 4
+SKIPPED = "skipped: "
+"""How the detail of a check begins that could not be made."""
+
+
+class Check(NamedTuple):
+    """One thing that was looked at."""
+
+    name: str
+    ok: bool
+    """Also of a check that could not be made: it found nothing wrong."""
+    detail: str
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the check could not be made."""
+        return self.detail.startswith(SKIPPED)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Everything that was looked at."""
+
+    folder: Path
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return all(check.ok for check in self.checks)
+
+
+def verify(folder: Path, sample: int = 8, device: str = "cpu") -> Verification:
+    """Check a model folder that mergetool made; every byte of it is read once, one block at a time.
+
+    The tensors to make again are the same every time: the first, the largest, and others at equal distances over
+    methods and sizes. That takes the memory of one tensor and its sources.
+
+    Args:
+        folder: the model folder.
+        sample: how many tensors to make again from the sources; of those that need the whole model measured only one.
+        device: where they are made.
+
+    Raises:
+        CheckpointError: the folder has no provenance that can be read.
+    """
+    folder = Path(folder)
+    record = _record(folder)
+    headers, wrong = _headers(folder, record)
+    checks = [Check("headers", not wrong, _said(wrong, f"{len(headers)} files, {len(record['tensors'])} tensors"))]
+
+    def check(name: str, look: Callable[[], tuple[bool, str]]) -> None:
+        try:
+            checks.append(Check(name, *look()))
+        except MergetoolError as error:
+            checks.append(Check(name, False, str(error)))
+
+    check("index", lambda: _index(folder, headers))
+    check("tensors", lambda: _tensors(folder, record, headers))
+    check("files", lambda: _files(folder, record))
+    check("config", lambda: _config(folder, headers))
+    check("sources", lambda: _again(folder, record, headers, sample, device))
+    return Verification(folder, tuple(checks))
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    try:
+        record = json.loads((folder / PROVENANCE).read_bytes())
+    except (OSError, ValueError) as error:
+        fix = "verify looks at folders that mergetool made"
+        raise CheckpointError(f"has no {PROVENANCE} that can be read", str(folder), fix) from error
+    needed = {"tensors": dict, "files": dict, "shards": dict, "sources": list}
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        what = f"is not of format {FORMAT}, the one that this version of mergetool knows"
+        raise CheckpointError(what, str(folder / PROVENANCE))
+    if not all(isinstance(record.get(key), kind) for key, kind in needed.items()):
+        raise CheckpointError("is incomplete", str(folder / PROVENANCE))
+    return record
+
+
+def _said(wrong: Sequence[str], good: str) -> str:
+    return good if not wrong else "; ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+
+
+def _headers(folder: Path, record: Mapping[str, Any]) -> tuple[dict[str, Header], list[str]]:
+    """The headers that can be read, and what is wrong with the others."""
+    headers: dict[str, Header] = {}
+    wrong = []
+    for name, size in record["shards"].items():
+        try:
+            headers[name] = read_header(folder / name)
+        except MergetoolError as error:
+            wrong += [f"{name} {problem.what}" for problem in error.problems]
+        else:
+            if headers[name].file_size != size:
+                wrong.append(f"{name} has {headers[name].file_size} bytes, {size} expected")
+    found = {path.name for path in folder.glob("*.safetensors")}
+    wrong += [f"{name} does not belong here" for name in sorted(found - record["shards"].keys())]
+    return headers, wrong
+
+
+def _index(folder: Path, headers: Mapping[str, Header]) -> tuple[bool, str]:
+    indexes = sorted(folder.glob("*.safetensors.index.json"))
+    if len(headers) == 1 and not indexes:
+        return True, "one file, no index"
+    if len(indexes) != 1:
+        return False, f"{len(indexes)} index files, 1 expected"
+    try:
+        found = json.loads(indexes[0].read_bytes())
+        stated, size = dict(found["weight_map"]), found["metadata"]["total_size"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False, f"{indexes[0].name} cannot be read"
+    held = {name: file for file, header in headers.items() for name in header.entries}
+    wrong = [f"`{name}`" for name in sorted(held.keys() | stated.keys()) if held.get(name) != stated.get(name)]
+    total = sum(entry.nbytes for header in headers.values() for entry in header.entries.values())
+    if total != size:
+        wrong.append(f"total_size is {size}, the tensors have {total}")
+    return not wrong, _said(wrong, f"{len(held)} tensors where it says")
+
+
+def _tensors(folder: Path, record: Mapping[str, Any], headers: Mapping[str, Header]) -> tuple[bool, str]:
+    expected = record["tensors"]
+    wrong: list[str] = []
+    names: set[str] = set()
+    with ThreadPoolExecutor(_READERS) as pool:
+        for file, header in headers.items():
+            with Reader(folder / file, header) as reader:
+                names.update(header.entries)
+                digests = pool.map(lambda entry, reader=reader: tensor_digest(reader, entry), header.entries.values())
+                wrong += [
+                    f"`{name}` differs" if name in expected else f"`{name}` does not belong here"
+                    for name, digest in zip(header.entries, digests, strict=True)
+                    if expected.get(name) != digest
+                ]
+    wrong += [f"`{name}` is missing" for name in expected if name not in names]
+    return not wrong, _said(wrong, f"{len(names)} digests agree")
+
+
+def _files(folder: Path, record: Mapping[str, Any]) -> tuple[bool, str]:
+    wrong = []
+    for name, digest in record["files"].items():
+        if not (folder / name).is_file():
+            wrong.append(f"{name} is missing")
+        elif file_digest(folder / name) != digest:
+            wrong.append(f"{name} was changed")
+    return not wrong, _said(wrong, f"{len(record['files'])} files agree")
+
+
+def _config(folder: Path, headers: Mapping[str, Header]) -> tuple[bool, str]:
+    try:
+        wrong = misfits(folder, headers)
+    except CannotTell as why:
+        return True, f"{SKIPPED}{why}"
+    return not wrong, _said(wrong, "transformers has a place of that shape for every tensor")
+
+
+def _again(
+    folder: Path, record: Mapping[str, Any], headers: Mapping[str, Header], sample: int, device: str
+) -> tuple[bool, str]:
+    from mergetool.execute import compute
+
+    home = record.get("recipe_folder")
+    try:
+        recipe = load((folder / RECIPE).read_bytes())
+        plan = build(replace(recipe, folder=Path(home) if home else None))
+    except (OSError, MergetoolError) as error:
+        return True, f"{SKIPPED}the plan cannot be built again: {first_line(error)}"
+    if changed := _changed(plan, record):
+        return True, f"{SKIPPED}not the sources that it was made from: {changed}"
+    held = {name: (file, entry) for file, header in headers.items() for name, entry in header.entries.items()}
+    wrong, made = [], 0
+    for job in chosen(plan.jobs, sample):
+        if job.name not in held:
+            continue
+        if absent := _absent(plan, job):
+            return True, f"{SKIPPED}{absent}"
+        # A measure of the whole model needs all the jobs; any other tensor only its own sources' files.
+        result = compute(plan if job.facts else replace(plan, jobs=(job,)), job, device)
+        file, entry = held[job.name]
+        with Reader(folder / file) as reader:
+            stored = reader.read(entry)
+        made += 1
+        if not np.array_equal(stored.view(np.uint8), np.asarray(result).view(np.uint8)):
+            wrong.append(f"`{job.name}` comes out otherwise")
+    return not wrong, _said(wrong, f"{made} of {len(plan.jobs)} tensors made again, the same bytes")
+
+
+def _changed(plan: Plan, record: Mapping[str, Any]) -> str:
+    """The first source whose headers or commit are not those on record."""
+    for source, stated in zip(plan.sources, record["sources"], strict=False):
+        found = {name: header_digest(header) for name, header in source.checkpoint.headers.items()}
+        said = {name: weights["header"] for name, weights in stated["weights"].items()}
+        if (source.label, source.checkpoint.commit, found) != (stated["label"], stated["commit"], said):
+            return source.label
+    return ""
+
+
+def _absent(plan: Plan, job: Job) -> str:
+    """Which source of a job would have to be downloaded first."""
+    for read in (*job.reads, *job.compare):
+        source = plan.sources[read.source].checkpoint
+        if source.repo and source.commit and not hub.cached_file(source.repo, source.commit, read.tensor.file):
+            return f"{source.label} is not in the local cache"
+    return ""
+
+
+def chosen(jobs: Sequence[Job], count: int) -> list[Job]:
+    """Some jobs, the same every time: the first, the largest, and others at equal distances over methods and sizes."""
+    if not jobs or count < 1:
+        return []
+    order = sorted(range(len(jobs)), key=lambda i: (jobs[i].method, jobs[i].size, i))
+    largest = max(range(len(jobs)), key=lambda i: (jobs[i].bytes_written, -i))
+    spread = [order[round(k * (len(order) - 1) / max(1, count - 1))] for k in range(count)]
+    picked = list(dict.fromkeys((0, largest, *spread)))[:count]
+    measured = [i for i in picked if jobs[i].facts]
+    return [jobs[i] for i in picked if i not in measured[1:]]

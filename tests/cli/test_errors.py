@@ -1,0 +1,116 @@
+"""What goes wrong is told in full, without traceback, with its exit code."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from mergetool import plan
+from mergetool.cli import failure
+from mergetool.errors import CheckpointError, MergetoolError, PlanError, Problem, RecipeError, RunError
+
+
+@pytest.fixture
+def raising(monkeypatch, run):
+    """Run a command whose work raises the error."""
+
+    def call(error, *options):
+        def fail(*arguments, **keywords):
+            raise error
+
+        monkeypatch.setattr(plan, "check", fail)
+        return run(*options, "check", "merge.yaml")
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"), [(RecipeError, 2), (CheckpointError, 3), (PlanError, 3), (RunError, 4), (MergetoolError, 1)]
+)
+def test_every_kind_has_its_exit_code(raising, kind, code):
+    result = raising(kind("it is wrong", "merge.yaml:1:2", "mend it"))
+    assert result.exit_code == code
+    assert result.stderr == "error: merge.yaml:1:2: it is wrong\n    mend it\n"
+    assert result.stdout == ""
+
+
+def test_all_problems_are_told(raising):
+    result = raising(RecipeError([Problem("one"), Problem("two")]))
+    assert result.stderr == "error: one\nerror: two\n2 problems\n"
+
+
+def test_problems_of_a_recipe_come_with_their_places(folder, run):
+    text = (folder / "merge.yaml").read_text()
+    (folder / "merge.yaml").write_text(text.replace("density", "densty").replace("merge_method", "merge_methd"))
+    result = run("check", "merge.yaml")
+    assert result.exit_code == 2
+    assert "merge.yaml:1:1: unknown key `merge_methd`" in result.stderr
+    assert "merge.yaml:9:3: `ties` has no parameter `densty`" in result.stderr
+
+
+def test_a_missing_model_is_named(folder, run):
+    result = run("check", "merge.yaml", "--set", "models.1.model=./bb")
+    assert result.exit_code == 3
+    assert "./bb" in result.stderr
+
+
+def test_an_interruption_says_how_to_go_on(monkeypatch, run):
+    def interrupt(*arguments, **keywords):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(plan, "check", interrupt)
+    result = run("run", "merge.yaml", "out")
+    assert result.exit_code == 130
+    assert result.stderr == "interrupted; the same command continues from here\n"
+    assert run("check", "merge.yaml").stderr == "interrupted\n"
+
+
+def test_a_mistake_of_ours_asks_for_a_report(raising):
+    result = raising(ZeroDivisionError("division by zero"))
+    assert result.exit_code == 70
+    assert "please report it" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError(), RecipeError("wrong")])
+def test_debug_prints_the_traceback(raising, error, monkeypatch):
+    assert "Traceback" in raising(error, "--debug").stderr
+    monkeypatch.setenv("MERGETOOL_DEBUG", "1")
+    assert "Traceback" in raising(error).stderr
+
+
+def test_a_reader_that_left_is_no_error(raising, monkeypatch):
+    monkeypatch.setattr(os, "dup2", lambda *arguments: None)
+    result = raising(BrokenPipeError())
+    assert (result.exit_code, result.stderr) == (failure.BROKEN_PIPE, "")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes as in a shell")
+def test_a_closed_pipe_is_quiet():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mergetool.cli", "schema"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    _, stderr = process.communicate(timeout=60)
+    assert stderr == b""
+
+
+def test_the_usage_is_explained_by_click(run):
+    assert run("run").exit_code == 2
+    assert run("plan", "merge.yaml", "--memory", "much").exit_code == 2
+    assert "write 5GB, 512MiB" in run("plan", "merge.yaml", "--memory", "much").stderr
+    assert "write cpu, cuda" in run("run", "merge.yaml", "--device", "gpu").stderr
+    assert "did you mean `plan`?" in run("pln").stderr
+
+
+def test_errors_are_red_only_on_a_terminal(raising, monkeypatch):
+    assert "\x1b" not in raising(RecipeError("wrong")).stderr
+    monkeypatch.setattr("click._compat.should_strip_ansi", lambda *arguments: False)
+    monkeypatch.setattr("click.utils.should_strip_ansi", lambda *arguments: False)
+    assert "\x1b[31m" in raising(RecipeError("wrong")).stderr
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setattr("click.utils.should_strip_ansi", lambda stream, color: color is False)
+    assert "\x1b" not in raising(RecipeError("wrong")).stderr
