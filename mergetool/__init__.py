@@ -11,6 +11,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mergetool.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from mergetool.errors import MergetoolError
     from mergetool.execute import run
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
     from mergetool.methods.bare import merge_tensors
     from mergetool.plan import Plan, Report, build
     from mergetool.recipe import Recipe, load
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "load": "mergetool.recipe",

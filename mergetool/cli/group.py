@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from mergetool import __version__
 from mergetool.cli import failure
+from mergetool.version import __version__
 
 COMMANDS = ("run", "plan", "check", "verify", "evaluate", "methods", "schema")
 """Every command in the order of the help; each is ``command`` in the module of its name."""

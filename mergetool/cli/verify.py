@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
 
+from mergetool.cli import options
+
 
 @click.command("verify")
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--sample", type=click.IntRange(min=0), metavar="N", help="Merge N tensors again and compare.")
-def command(folder: Path, sample: int | None) -> None:
-    """Check a merged model in FOLDER against its own record.
+@click.option(
+    "--sample",
+    type=click.IntRange(min=0),
+    default=8,
+    show_default=True,
+    metavar="N",
+    help="Merge so many tensors again and compare their bytes.",
+)
+@options.device
+def command(folder: Path, sample: int, device: str) -> None:
+    """Check a merged model.
+
+    Every byte in FOLDER is compared with the record that the run left there, and some tensors are merged
+    again from the sources where these can still be found. The exit code is 4 if anything is wrong.
 
     \b
     Example:
-      mergetool verify merged/ --sample 5
+      mergetool verify merged/ --sample 20
     """
+    from mergetool.execute.verify import SKIPPED, verify
+    from mergetool.plan.columns import paragraph
+
+    found = verify(folder, sample, device)
+    for check in found.checks:
+        word = "skipped" if check.skipped else "ok" if check.ok else "WRONG"
+        head = f"{word:<8} {check.name:<8} "
+        click.echo(paragraph(check.detail.removeprefix(SKIPPED), len(head), head))
+    if not found.ok:
+        sys.exit(4)

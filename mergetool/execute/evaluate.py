@@ -11,6 +11,7 @@ from typing import Any
 
 from mergetool.checkpoint.locate import locate
 from mergetool.errors import CheckpointError, PlanError, Problem
+from mergetool.plan.faults import listed
 from mergetool.publish.loadable import first_line, quiet
 
 _LONGEST = 2048  # tokens of a window, unless asked otherwise
@@ -34,6 +35,9 @@ class Score:
     def perplexity(self) -> float:
         """The exponential of :attr:`nll`; infinity where that is no float."""
         return math.exp(self.nll) if self.nll < 700 else math.inf
+
+    def __str__(self) -> str:
+        return f"{self.perplexity:.3f}" if self.perplexity < 1e6 else f"{self.perplexity:.0e}"
 
 
 def evaluate(
@@ -85,9 +89,9 @@ def evaluate(
 @dataclass(frozen=True)
 class _Model:
     label: str
-    place: str
-    revision: str | None
     config: Any
+    place: Mapping[str, Any]
+    """How transformers is told where it is."""
 
 
 def _texts(data: Mapping[str, Path]) -> dict[str, str]:
@@ -132,12 +136,16 @@ def _open(label: str) -> _Model:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     found = locate(label)
-    place = str(found.path) if found.path is not None else str(found.repo)
     if found.path is not None and not (found.path / "config.json").is_file():
         raise CheckpointError("holds no config.json", label, "name the folder of a model")
+    place = {
+        "pretrained_model_name_or_path": str(found.path or found.repo),
+        "revision": found.revision or "main",
+        "trust_remote_code": False,
+    }
     try:
-        config = AutoConfig.from_pretrained(place, revision=found.revision or "main", trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+        config = AutoConfig.from_pretrained(**place)
+    except Exception as error:  # also of the config's own checks
         raise CheckpointError(f"its config cannot be used: {first_line(error)}", label) from error
     classes = getattr(AutoModelForCausalLM, "_model_mapping", {})
     known = classes.get(type(config), None)
@@ -146,33 +154,36 @@ def _open(label: str) -> _Model:
     if not names.intersection(stated):
         what = f"is not a causal language model: {', '.join(stated) or config.model_type}"
         raise CheckpointError(what, label, "perplexity is defined for models that predict the next token")
-    return _Model(label, place, found.revision, config)
+    return _Model(label, config, place)
 
 
 def _context(asked: int | None, models: Sequence[_Model]) -> int:
-    keys = ("max_position_embeddings", "n_positions", "max_seq_len")
-    longest = {}
+    shortest = _LONGEST
     for model in models:
-        stated = [getattr(model.config.get_text_config(), key, None) for key in keys]
-        longest[model.label] = next((length for length in stated if isinstance(length, int) and length > 1), _LONGEST)
-        if asked is not None and longest[model.label] < asked and any(stated):
-            raise PlanError(f"takes {longest[model.label]} tokens at most, not {asked}", model.label)
-    return asked or min((_LONGEST, *longest.values()))
+        text = model.config.get_text_config()
+        stated = (getattr(text, key, None) for key in ("max_position_embeddings", "n_positions", "max_seq_len"))
+        length = next((length for length in stated if isinstance(length, int) and length > 1), None)
+        if asked is not None and length is not None and length < asked:
+            raise PlanError(f"takes {length} tokens at most, not {asked}", model.label)
+        shortest = min(shortest, length or shortest)
+    return asked or shortest
 
 
 def _measure(
     opened: _Model, texts: Mapping[str, str], *, context: int, batch: int, device: str, dtype: str, limit: int | None
 ) -> Iterator[Score]:
-    tokenizer = _tokenizer(opened)
+    tokenizer, model = _load(opened, device, dtype)
     first = tokenizer("a").input_ids[:1]
     bos = first if tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id] else []
-    model = _load(opened, device, dtype)
     rows = max(1, min(batch, _LOGITS // (context * opened.config.get_text_config().vocab_size)))
+    known = model.get_input_embeddings().weight.shape[0]
     for name, text in texts.items():
         ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids[:limit]
+        if max(ids, default=0) >= known:
+            raise CheckpointError(f"its tokenizer gives token {max(ids)}, the model knows {known}", opened.label)
         step = context - len(bos)
-        windows = [bos + ids[start : start + step] for start in range(0, len(ids), step)]
-        windows = [window for window in windows if len(window) > 1]
+        cut = (bos + ids[start : start + step] for start in range(0, len(ids), step))
+        windows = [window for window in cut if len(window) > 1]
         tokens = sum(len(window) - 1 for window in windows)
         if not tokens:
             raise PlanError("the text is too short to predict a single token", where=name)
@@ -184,60 +195,46 @@ def _measure(
 def _nll(model: Any, windows: Sequence[Sequence[int]], device: str) -> list[float]:
     """The summed nats of each window's predicted tokens."""
     import torch
+    from torch.nn.functional import cross_entropy
+    from torch.nn.utils.rnn import pad_sequence
 
     # Padding stands on the right, where no token of a causal model sees it; any token will do.
-    padded = torch.zeros(len(windows), max(map(len, windows)), dtype=torch.long)
-    mask = torch.zeros_like(padded)
-    for row, window in enumerate(windows):
-        padded[row, : len(window)] = torch.tensor(window)
-        mask[row, : len(window)] = 1
-    padded = padded.to(device)
+    rows = [torch.tensor(window) for window in windows]
+    padded = pad_sequence(rows, batch_first=True).to(device)
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(device)
     with torch.inference_mode():
-        logits = model(input_ids=padded, attention_mask=mask.to(device), use_cache=False).logits
+        logits = model(input_ids=padded, attention_mask=mask, use_cache=False).logits
         step = max(1, _SUMMED // logits.shape[-1])
         totals = []
         for row, window in enumerate(windows):
             total = torch.zeros((), dtype=torch.float64, device=device)
             for start in range(0, len(window) - 1, step):
                 stop = min(start + step, len(window) - 1)
-                part = logits[row, start:stop].double()
-                chosen = part.gather(1, padded[row, start + 1 : stop + 1, None])
-                total += (part.logsumexp(1) - chosen[:, 0]).sum()
+                part, targets = logits[row, start:stop].double(), padded[row, start + 1 : stop + 1]
+                total += cross_entropy(part, targets, reduction="sum")
             totals.append(float(total))
     return totals
 
 
-def _tokenizer(opened: _Model) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(opened.place, revision=opened.revision or "main", trust_remote_code=False)
-    except Exception as error:  # tokenizers raises bare Exception, and each tokenizer class its own
-        what = f"has no tokenizer that can be loaded: {first_line(error)}"
-        raise CheckpointError(what, opened.label, "copy the tokenizer files into the model's folder") from error
-
-
-def _load(opened: _Model, device: str, dtype: str) -> Any:
+def _load(opened: _Model, device: str, dtype: str) -> tuple[Any, Any]:
+    """The tokenizer and the model, every weight of it from its files."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    doing = "has no tokenizer that can be loaded"
+    how = {"config": opened.config, "dtype": getattr(torch, dtype), "output_loading_info": True}
     try:
-        model, loaded = AutoModelForCausalLM.from_pretrained(
-            opened.place,
-            revision=opened.revision or "main",
-            config=opened.config,
-            dtype=getattr(torch, dtype),
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise CheckpointError(f"cannot be loaded: {first_line(error)}", opened.label) from error
+        tokenizer = AutoTokenizer.from_pretrained(**opened.place)
+        doing = "cannot be loaded"
+        # Weights of another shape than the config's are asked about below, with those that are absent.
+        model, loaded = AutoModelForCausalLM.from_pretrained(**opened.place, **how, ignore_mismatched_sizes=True)
+    except Exception as error:  # of transformers, tokenizers, safetensors, torch or the model's own code
+        raise CheckpointError(f"{doing}: {first_line(error)}", opened.label) from error
     # transformers fills these with random numbers, and goes on.
     absent = sorted({*loaded["missing_keys"], *(str(key[0]) for key in loaded["mismatched_keys"])})
     if absent:
-        shown = ", ".join(absent[:3]) + (f" and {len(absent) - 3} more" if len(absent) > 3 else "")
-        raise CheckpointError(f"lacks weights that its config asks for: {shown}", opened.label)
-    return model.eval().to(device)
+        raise CheckpointError(f"lacks weights that its config asks for: {listed(absent)}", opened.label)
+    return tokenizer, model.eval().to(device)
 
 
 def table(scores: Sequence[Score]) -> str:
@@ -250,9 +247,7 @@ def table(scores: Sequence[Score]) -> str:
         row = [found.get((model, name)) for name in names]
         nlls = [score.nll for score in row if score is not None]
         mean = Score(model, "mean", 0, sum(nlls) / len(nlls))
-        rows.append([model, *(f"{score.perplexity:.3f}" if score else "-" for score in (*row, mean))])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = (
-        [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))] for row in rows
-    )
+        rows.append([model, *(str(score or "-") for score in (*row, mean))])
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows)
     return "\n".join("  ".join(line) for line in lines)

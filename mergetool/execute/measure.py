@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -59,9 +60,15 @@ def _cuts(
 
     def everything(within: bool, prefix: Array) -> Counts:
         total: Counts = np.zeros((len(prefix), 1 << 16), np.int64)
-        narrow = [job for job in jobs if not is_wide(plan, job)]
-        for counted in pool.map(lambda job: count(plan, job, sources, backend, within, prefix, None), narrow):
-            total += counted
+        guard = threading.Lock()
+
+        def add(job: Job) -> None:  # here and not by the caller: counts that wait to be added up take memory
+            counted = count(plan, job, sources, backend, within, prefix, None)
+            with guard:
+                np.add(total, counted, out=total)
+
+        for _ in pool.map(add, [job for job in jobs if not is_wide(plan, job)]):
+            pass
         for job in jobs:
             if is_wide(plan, job):
                 total += count(plan, job, sources, backend, within, prefix, pool)

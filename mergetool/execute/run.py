@@ -70,9 +70,11 @@ def run(
     target = Path(output) if output is not None else plan.output
     if target is None:
         raise OutputRefused("there is no output", fix="set `output` in the recipe or name a folder")
+    if target.name in ("", ".."):  # the folder needs a name, for another to stand beside it
+        target = target.resolve()
     backend = backend_for(device)
     refuse(plan, target, force)
-    if (ours := read_provenance(target)) is not None and ours.get("plan") == plan.digest and not force:
+    if (ours := read_provenance(target)) is not None and not force and _complete(plan, target, ours):
         return Report(plan, target, ours["tensors"], tuple(ours["notes"]), {}, time.monotonic() - began, 0, True)
     with staging(plan, target) as stage:
         _room(plan, target, stage)
@@ -161,6 +163,13 @@ def open_sources(plan: Plan) -> Iterator[Sources]:
         yield Sources(readers, Arena(), threading.Event())
 
 
+def _complete(plan: Plan, output: Path, provenance: Mapping[str, Any]) -> bool:
+    """Whether a folder is this plan's result, as far as can be told without reading it."""
+    sizes = {shard.file: shard.nbytes for shard in plan.shards}
+    held = {path.name: path.stat().st_size for path in output.iterdir() if path.name in sizes}
+    return provenance["plan"] == plan.digest and held == sizes
+
+
 def _room(plan: Plan, output: Path, stage: Staging) -> None:
     """See that the disk has room for what is not laid out yet."""
     laid = sum(
@@ -215,16 +224,26 @@ class _Engine:
             finally:
                 sources.stop.set()
                 self.progress.close()
-            for writer in {id(writer): writer for writer, _ in writers.values()}.values():
-                writer.sync()
-            changed = [str(reader.path) for reader in sources.readers.values() if reader.changed()]
-        if changed:
-            raise SourceChanged("the file changed while it was merged", changed[0], "run again")
+            try:
+                for writer in {id(writer): writer for writer, _ in writers.values()}.values():
+                    writer.sync()
+                for reader in sources.readers.values():
+                    if reader.changed():
+                        raise SourceChanged("the file changed while it was merged", str(reader.path), "run again")
+            except RunError:
+                self.stage.distrust()  # what was read was not the source, or what was written is not on the disk
+                raise
         return outcomes
 
     def _unchanged(self) -> None:
-        if digest(self.plan.recipe, self.plan.sources, self.plan.shards) != self.plan.digest:
-            raise SourceChanged("a source's file changed after planning", fix="plan again")
+        fix = "plan again, and leave the sources alone while they are merged"
+        try:
+            same = digest(self.plan.recipe, self.plan.sources, self.plan.shards) == self.plan.digest
+        except OSError as error:
+            what = f"a source's file cannot be read any more: {error.strerror}"
+            raise SourceChanged(what, str(error.filename), fix) from error
+        if not same:
+            raise SourceChanged("a source's file changed after planning", fix=fix)
 
     def _writers(self, stack: contextlib.ExitStack) -> dict[str, tuple[Writer, int]]:
         """For each tensor the open file it goes to and its offset there."""
@@ -245,6 +264,8 @@ class _Engine:
                     for name in names:
                         if tensor_digest(reader, shard.header.entries[name]) != self.stage.done[name].digest:
                             self.stage.forget({name})
+        if not self.allow_nonfinite:  # an earlier run may have been told to
+            self.stage.forget({name for name, outcome in self.stage.done.items() if outcome.bad})
         return [job for job in self.plan.jobs if job.name not in self.stage.done]
 
     def _facts(self, sources: Sources, pool: ThreadPoolExecutor, left: Sequence[Job]) -> Facts:

@@ -28,6 +28,11 @@ def staging_path(output: Path) -> Path:
     return output.with_name(f".{output.name}.partial")
 
 
+def aside_path(output: Path) -> Path:
+    """Where an output that is replaced waits until the new one has its name."""
+    return output.with_name(f".{output.name}.replaced")
+
+
 def read_provenance(output: Path) -> dict[str, Any] | None:
     """What a finished folder of ours says about itself; None when it is not ours."""
     try:
@@ -45,8 +50,9 @@ def refuse(plan: Plan, output: Path, force: bool) -> None:
     """
     for source in plan.sources:
         folder = source.checkpoint.path
-        if folder is not None and _within(folder.resolve(), output.resolve()):
-            raise OutputRefused(f"is where the source {source.label} lies", str(output), "choose another output")
+        for place in (output, staging_path(output), aside_path(output)):
+            if folder is not None and _within(folder.resolve(), place.resolve()):
+                raise OutputRefused(f"is where the source {source.label} lies", str(place), "choose another output")
     if output.is_symlink() or not output.exists():
         if output.is_symlink():
             raise OutputRefused("is a link", str(output), "name the folder itself, or remove the link")
@@ -94,26 +100,38 @@ class Staging:
         for name in names & self.done.keys():
             del self.done[name]
 
+    def distrust(self) -> None:
+        """Do not count on anything done so far, now or in a later run."""
+        self.done.clear()
+        with self._guard:
+            os.ftruncate(self._journal, 0)
+
     def finish(self, output: Path) -> None:
         """Give the folder its final name; what stood there goes.
 
+        The journal and the lock go last: until the folder has its name, they are what a later run continues from
+        and what keeps others out.
+
         Raises:
-            RunError: the rename failed; the work is kept.
+            RunError: the rename failed; the work is kept, and so is what stood there.
         """
+        aside = aside_path(output)
         try:
-            (self.path / JOURNAL).unlink()
-            (self.path / LOCK).unlink()
-            aside = None
+            shutil.rmtree(aside, ignore_errors=True)
             if output.exists():
-                aside = output.with_name(f".{output.name}.replaced")
-                shutil.rmtree(aside, ignore_errors=True)
                 system.rename(output, aside)
-            system.rename(self.path, output)
+            try:
+                system.rename(self.path, output)
+            except OSError:
+                if aside.exists():
+                    system.rename(aside, output)
+                raise
+            (output / JOURNAL).unlink()
+            (output / LOCK).unlink()
             system.sync_folder(output.parent)
-            if aside is not None:
-                shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(aside, ignore_errors=True)
         except OSError as error:
-            raise system.write_failure(error, output, 0) from error
+            raise system.write_failure(error, output) from error
 
 
 @contextlib.contextmanager
@@ -124,6 +142,8 @@ def staging(plan: Plan, output: Path) -> Iterator[Staging]:
         OutputRefused: another run works on it, or the place cannot be written.
     """
     path = staging_path(output)
+    if path.is_symlink():  # what it leads to is not ours to empty
+        raise OutputRefused("is a link", str(path), "remove the link")
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -137,6 +157,8 @@ def staging(plan: Plan, output: Path) -> Iterator[Staging]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise OutputRefused("another run is making this output", str(output), "wait for it to end") from None
+        if not _same_file(lock, path / LOCK):
+            raise OutputRefused("another run has just made this output", str(output), "run again to check it")
         done = _resume(plan, path)
         journal = os.open(path / JOURNAL, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         made = Staging(path, done, journal, threading.Lock())
@@ -149,6 +171,14 @@ def staging(plan: Plan, output: Path) -> Iterator[Staging]:
         if journal >= 0:
             os.close(journal)
         os.close(lock)
+
+
+def _same_file(descriptor: int, path: Path) -> bool:
+    """Whether a path still leads to the file that was opened there."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _resume(plan: Plan, path: Path) -> dict[str, Outcome]:
@@ -167,7 +197,7 @@ def _resume(plan: Plan, path: Path) -> dict[str, Outcome]:
         if not entry:
             break  # a line cut short by a kill, and nothing can follow it
         whole += len(line)
-        if "tensor" in entry:
+        if entry.keys() >= {"tensor", "digest", "bad", "unequal"}:
             done[entry["tensor"]] = Outcome(entry["digest"], entry["bad"], tuple(entry["unequal"]))
     os.truncate(journal, whole)
     return done

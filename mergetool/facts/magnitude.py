@@ -12,11 +12,15 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from mergetool.kernels.rounding import OVERFLOW
+
 Counts = NDArray[np.int64]
 """Shape [sources, 65536]."""
 CountPass = Callable[[bool, NDArray[np.uint32]], Counts]
 """``count(within, prefix)``: counts by upper bits, or by lower bits within each source's prefix."""
 
+INFINITY = 0x7F800000
+"""The bits of an infinite float32, which a float64 delta may round to."""
 SKIP = np.uint32(0xFFFFFFFF)
 """A prefix that no magnitude has: the source is not looked at."""
 
@@ -33,6 +37,8 @@ def _smallest_that_rounds_to(bits: int) -> float:
     """Return the smallest float64 that rounds to the float32 of these bits, so that a float64 may be compared."""
     if bits == 0:
         return 0.0
+    if bits == INFINITY:
+        return OVERFLOW["F32"]
     here = float(np.uint32(bits).view(np.float32))
     below = float(np.uint32(bits - 1).view(np.float32))
     middle = (here + below) / 2.0

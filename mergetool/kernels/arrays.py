@@ -38,14 +38,14 @@ class NumpyArrays:
         """A raw tile as float64."""
         return widen(raw, dtype)
 
-    def store(self, values: Any, dtype: str, out: Array) -> int:
-        """Round into the raw tile ``out``; returns how many values are not finite there."""
+    def store(self, values: Any, dtype: str, out: Array) -> Any:
+        """Round into the raw tile ``out``; returns where the values are not finite there."""
         out[...] = narrow(np.broadcast_to(values, out.shape).astype(np.float64, copy=False), dtype)
-        return int(np.count_nonzero(~(np.abs(values) < OVERFLOW[dtype])))
+        return ~(np.abs(values) < OVERFLOW[dtype])
 
-    def infinite(self, values: Any) -> int:
-        """How many values are not finite."""
-        return int(np.count_nonzero(~np.isfinite(values)))
+    def infinite(self, values: Any) -> Any:
+        """Where values are not finite."""
+        return ~np.isfinite(values)
 
     def draws(self, key: int, start: int, stop: int) -> Any:
         """The random numbers of a run of coordinates."""
@@ -87,7 +87,9 @@ class NumpyArrays:
                 ordered = [named[t] if t in named else given[t] for t in tensors]
                 result = bound(*ordered, **dict(zip(arguments, values, strict=True)))
                 bad = self.store(result, layout.output, out)
-                return bad + sum(self.infinite(w) for w in given["wide"])
+                for w in given["wide"]:
+                    bad = bad | self.infinite(w)
+                return int(bad.sum())
 
         return run
 
@@ -98,10 +100,11 @@ class NumpyArrays:
         bound = bind(text, self.names)
 
         def run(start: int, inputs: Any, partial: Array, keys: Any, *values: Any) -> None:
-            given = self._given(tensors, layout, start, inputs, keys)
-            results = bound(*(given[t] for t in tensors), **dict(zip(arguments, values, strict=True)))
-            for i, term in enumerate(results):
-                partial[:, i] = self.block_sums(term, len(inputs[0]))
+            with np.errstate(all="ignore"):
+                given = self._given(tensors, layout, start, inputs, keys)
+                results = bound(*(given[t] for t in tensors), **dict(zip(arguments, values, strict=True)))
+                for i, term in enumerate(results):
+                    partial[:, i] = self.block_sums(term, len(inputs[0]))
 
         return run
 
@@ -111,7 +114,8 @@ class NumpyArrays:
         def run(inputs: Any, counts: Array, prefix: Array) -> None:
             wide = [self.load(raw, dtype) for raw, dtype in zip(inputs, layout.inputs, strict=True)]
             for i, value in enumerate(wide[1:]):
-                bits = self.magnitude_bits(value - wide[0])
+                with np.errstate(all="ignore"):
+                    bits = self.magnitude_bits(value - wide[0])
                 upper = bits >> 16
                 counts[i] += self.count(bits[upper == int(prefix[i])] & 0xFFFF if within else upper)
 

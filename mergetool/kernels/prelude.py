@@ -35,13 +35,14 @@ def sqrt(x):  # type: ignore[no-untyped-def]  # noqa: D103
 
 
 @njit(error_model="numpy")
-def minimum(x, y):  # type: ignore[no-untyped-def]  # noqa: D103
-    return x if x < y else y
+def minimum(x, y):  # type: ignore[no-untyped-def]
+    """A NaN stays one, as in NumPy and torch, so that it is counted and not lost."""
+    return x if x < y or x != x else y
 
 
 @njit(error_model="numpy")
 def maximum(x, y):  # type: ignore[no-untyped-def]  # noqa: D103
-    return x if x > y else y
+    return x if x > y or x != x else y
 
 
 @njit(error_model="numpy")
@@ -122,7 +123,7 @@ def narrow_F16(x):  # type: ignore[no-untyped-def]  # noqa: N802
     steps = magnitude / unit
     magic = 6755399441055744.0
     rounded = ((steps + magic) - magic) * unit  # rounds to a multiple of unit, ties to even
-    if rounded >= 65520.0:
+    if not rounded < 65520.0:  # of an infinity it is a NaN
         code = u32(0x7C00)
     elif rounded < 6.103515625e-05:
         code = u32(rounded * 16777216.0)

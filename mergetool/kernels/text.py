@@ -10,7 +10,7 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Callable, Iterator
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any
 
 from mergetool.kernels import language
@@ -104,10 +104,18 @@ def plain(function: Callable[..., Any], count: int, keep: tuple[str, ...] | None
     return ast.unparse(ast.fix_missing_locations(_Unroll(count).visit(tree)))
 
 
+def _names(code: CodeType) -> Iterator[str]:
+    """Every name that code looks up, also inside its generator expressions."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
+
+
 def called(function: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
     """What the function's text refers to outside itself: helper functions, deepest first, and constants."""
     assert isinstance(function, FunctionType)
-    for name in function.__code__.co_names:
+    for name in _names(function.__code__):
         value = function.__globals__.get(name)
         if name in language.NAMES or value is None:
             continue

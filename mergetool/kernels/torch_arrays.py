@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ _TORCH = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
+_QUIET = {"BF16": 0x7FC0, "F16": 0x7E00}
+"""The NaN of each 16-bit dtype, as :mod:`mergetool.kernels.rounding` writes it."""
 _SIGNED = {1: np.int8, 2: np.int16, 4: np.float32, 8: np.float64}
 
 
@@ -32,21 +35,28 @@ def _odd(values: torch.Tensor) -> torch.Tensor:
     return torch.where(nudge, bits + step, bits).view(torch.float32)
 
 
-def _where(condition: torch.Tensor, yes: Any, no: Any) -> torch.Tensor:
-    """Choose, numbers as float64: torch.where would make them float32."""
-    yes, no = (torch.as_tensor(x, dtype=torch.float64, device=condition.device) for x in (yes, no))
-    return torch.where(condition, yes, no)
+def _on_numbers(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """The same function, plain numbers among its arguments taken as float64: torch refuses them or takes float32."""
+
+    def mixed(*arguments: Any) -> torch.Tensor:
+        return function(*(a if isinstance(a, torch.Tensor) else torch.tensor(a, dtype=torch.float64) for a in arguments))
+
+    return mixed
+
+
+def _where(condition: Any, yes: torch.Tensor, no: torch.Tensor) -> torch.Tensor:
+    return torch.where(condition.bool(), yes, no)
 
 
 class TorchArrays(NumpyArrays):
     """Whole tiles on a torch device: ``cuda``, ``cuda:1``, or ``cpu`` to test the same code without a GPU."""
 
     names: dict[str, Any] = {  # noqa: RUF012 - constant
-        "where": _where,
-        "sign": torch.sign,
-        "sqrt": torch.sqrt,
-        "minimum": torch.minimum,
-        "maximum": torch.maximum,
+        "where": _on_numbers(_where),
+        "sign": _on_numbers(torch.sign),
+        "sqrt": _on_numbers(torch.sqrt),
+        "minimum": _on_numbers(torch.minimum),
+        "maximum": _on_numbers(torch.maximum),
     }
 
     def __init__(self, device: str) -> None:
@@ -58,17 +68,19 @@ class TorchArrays(NumpyArrays):
         moved = torch.from_numpy(signed).to(self.device, non_blocking=True)
         return moved.view(_TORCH[dtype]).double()
 
-    def store(self, values: torch.Tensor, dtype: str, out: Array) -> int:
-        """Round on the device and copy into the raw tile ``out``; returns how many values are not finite there."""
-        bad = int((~(values.abs() < OVERFLOW[dtype])).sum())
-        narrowed = values if dtype == "F64" else values.float() if dtype == "F32" else _odd(values).to(_TORCH[dtype])
-        signed = {2: torch.int16, 4: torch.float32, 8: torch.float64}[out.itemsize]
-        out.view(_SIGNED[out.itemsize])[...] = narrowed.view(signed).cpu().numpy()
-        return bad
+    def store(self, values: torch.Tensor, dtype: str, out: Array) -> torch.Tensor:
+        """Round on the device and copy into the raw tile ``out``; returns where the values are not finite there."""
+        if dtype in _QUIET:
+            bits = _odd(values).to(_TORCH[dtype]).view(torch.int16)
+            narrowed = torch.where(values.isnan(), _QUIET[dtype], bits)  # torch's own NaN differs by device
+        else:
+            narrowed = values.to(_TORCH[dtype])
+        out.view(_SIGNED[out.itemsize])[...] = narrowed.cpu().numpy()
+        return ~(values.abs() < OVERFLOW[dtype])
 
-    def infinite(self, values: torch.Tensor) -> int:
-        """How many values are not finite."""
-        return int((~torch.isfinite(values)).sum())
+    def infinite(self, values: torch.Tensor) -> torch.Tensor:
+        """Where values are not finite."""
+        return ~torch.isfinite(values)
 
     def draws(self, key: int, start: int, stop: int) -> torch.Tensor:
         """The draws of :func:`mergetool.kernels.random.draws`, in wrapping int64 arithmetic."""

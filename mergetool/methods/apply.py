@@ -110,7 +110,10 @@ def _sums(measure: Sums, bound: Bound, layout: Layout, visit: Visit, backend: Ba
 
 
 def _exact_sum(column: Array) -> float:
-    return math.fsum(column) if np.isfinite(column).all() else float(np.sum(column))
+    try:
+        return math.fsum(column)
+    except (OverflowError, ValueError):  # beyond float64, or infinities of both signs: what follows is not finite
+        return math.nan
 
 
 def _term_count(

@@ -9,7 +9,7 @@ import numpy as np
 
 from mergetool.errors import CheckpointError, Problem, RecipeError, ShapeMismatch
 from mergetool.kernels.backend import Array, Layout, compiled
-from mergetool.kernels.rounding import READABLE
+from mergetool.kernels.rounding import READABLE, WRITABLE
 from mergetool.methods.apply import bind, combiner, measure
 from mergetool.methods.declare import Method
 
@@ -76,6 +76,10 @@ def merge_tensors(
         raise ShapeMismatch(f"the tensors' shapes differ: {shapes}", where=name)
     raw, dtypes = zip(*(_raw(tensor) for tensor in given), strict=True)
     like = given[0]
+    if dtypes[0] not in WRITABLE:
+        raise CheckpointError(
+            f"the result would be {dtypes[0]}, which is only read", where=name, fix="convert the first tensor"
+        )
     layout = Layout(chosen.base == "required", dtypes, dtypes[0])
     bound = bind(chosen, values, seed, sources or [str(i) for i in range(len(tensors))], name)
     backend = _backend(like)

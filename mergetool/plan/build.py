@@ -94,10 +94,11 @@ def _build(
 ) -> Plan | None:
     sources, problems = open_sources(recipe)
     faults.add(CheckpointError, problems)
-    if problems:
-        return None
     labels = [source.label for source in sources]
-    donor = labels.index(recipe.base_model or recipe.models[0].reference)
+    lender = recipe.base_model or recipe.models[0].reference
+    if lender not in labels:  # nothing to hold the others against
+        return None
+    donor = labels.index(lender)
     tokenizer = recipe.tokenizer_source
     maker = JobMaker(recipe, sources, donor, faults)
     jobs = maker.make()
@@ -186,11 +187,14 @@ def digest(recipe: Recipe, sources: Sequence[Source], shards: Sequence[Shard]) -
 
 
 def _identity(source: Source) -> object:
-    """What tells a source's bytes from others': the commit, or each local file's size, time and layout."""
+    """What tells a source from others: the commit, or each local file's size and time, the layout and the config.
+
+    The config decides depths and ties, and so the weights; the other files are carried into the output.
+    """
     checkpoint = source.checkpoint
     if checkpoint.commit is not None:
         return checkpoint.commit
-    stats = [(name, os.stat(checkpoint.file(name))) for name in checkpoint.weight_files]
+    stats = [(name, os.stat(checkpoint.file(name))) for name in (*checkpoint.weight_files, *checkpoint.files)]
     layout = [(t.name, t.dtype.name, t.shape, t.file, t.start) for t in checkpoint.tensors.values()]
-    hashed = hashlib.sha256(json.dumps(layout).encode()).hexdigest()
+    hashed = hashlib.sha256(json.dumps([layout, checkpoint.config], sort_keys=True).encode()).hexdigest()
     return [[(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats], hashed]

@@ -13,7 +13,7 @@ from mergetool.kernels.rounding import READABLE, WRITABLE
 from mergetool.methods import METHODS
 from mergetool.methods.declare import Cut, Method
 from mergetool.plan.faults import Faults, listed
-from mergetool.plan.sources import place
+from mergetool.plan.sources import place, references
 from mergetool.plan.work import Fate, Job, Read, Route, Source
 from mergetool.recipe import Recipe, Rule, Usage
 from mergetool.storage.dtypes import DType, dtype
@@ -30,7 +30,9 @@ class JobMaker:
         self.usage = Usage(recipe)
         self.index = {source.label: i for i, source in enumerate(sources)}
         self.merging = frozenset(self.index[label] for label in recipe.sources if label in self.index)
+        self.complete = len(sources) == len(references(recipe))
         self.routes: list[Route] = []
+        self._routed: set[tuple[int, str]] = set()
         self._missing: dict[int, list[str]] = defaultdict(list)
         self._untied: dict[int, list[str]] = defaultdict(list)
         self._settings_checked: set[object] = set()
@@ -54,13 +56,17 @@ class JobMaker:
             for i in sorted(self.merging | {self.donor}):
                 if name not in self.sources[i].checkpoint.tensors:
                     continue
-                if name in self.sources[i].anatomy.tied:
+                ties = self.sources[i].anatomy.tied
+                if name in ties or ties.get(holder) == name:
                     self._route(i, name, "tied", holder)
                 else:
                     self._untied[i].append(name)
 
     def _route(self, source: int, tensor: str, fate: Fate, by: str) -> None:
-        self.routes.append(Route(source, tensor, fate, by))
+        """Note where a tensor goes; the first word counts, for a tied weight may be read for both of its names."""
+        if (source, tensor) not in self._routed:
+            self._routed.add((source, tensor))
+            self.routes.append(Route(source, tensor, fate, by))
 
     def _find(self, source: int, name: str) -> Read | None:
         """A source's tensor of this name; where the source ties it to another, that other."""
@@ -80,7 +86,8 @@ class JobMaker:
             return None
         bare = Job(name, (), dtype("F32"), part, "", ())
         if rule is not None and rule.keep is not None:
-            return self._kept(bare, rule, self.index[rule.keep])
+            # A model that could not be opened is reported as such, and nothing of it can be kept.
+            return self._kept(bare, rule, self.index[rule.keep]) if rule.keep in self.index else None
         return self._merged(bare, rule)
 
     def _kept(self, bare: Job, rule: Rule, source: int) -> Job | None:
@@ -150,14 +157,19 @@ class JobMaker:
         shapes = {read.tensor.shape for read in reads}
         if odd:
             what = f"`{bare.name}` is {odd[0].tensor.dtype.name} in {self.sources[odd[0].source].label} only"
-            self.faults.add(PlanError, [Problem(what, fix=_rule_advice(bare.name))])
+            self.faults.add(PlanError, [Problem(what, self._place(odd[0]), _rule_advice(bare.name))])
         elif len(shapes) > 1:
             said = ", ".join(f"{list(read.tensor.shape)} in {self.sources[read.source].label}" for read in reads)
             fix = _rule_advice(bare.name)
             if bare.part.vocabulary_axis is not None:
                 fix = f"the vocabularies differ; merge models that share a tokenizer, or {fix}"
-            self.faults.add(ShapeMismatch, [Problem(f"the shapes of `{bare.name}` differ: {said}", fix=fix)])
+            other = next(read for read in reads if read.tensor.shape != reads[0].tensor.shape)
+            what = f"the shapes of `{bare.name}` differ: {said}"
+            self.faults.add(ShapeMismatch, [Problem(what, self._place(other), fix)])
         return not odd and len(shapes) == 1
+
+    def _place(self, read: Read) -> str:
+        return place(self.recipe, self.sources[read.source].label)
 
     def _stored(self, bare: Job, first: TensorRef) -> DType:
         """The dtype asked for; else, and for parts that suffer from rounding, the donor's own."""
@@ -176,7 +188,7 @@ class JobMaker:
         resolved = self.recipe.parameters_for(method, bare.name, bare.part.depth, labels, rule)
         problems = list(resolved.problems)
         key = (method.name, rule and rule.index, repr(resolved.values))
-        if not problems and key not in self._settings_checked:
+        if not problems and self.complete and key not in self._settings_checked:
             self._settings_checked.add(key)
             for parameter, message in method.check(resolved.arguments):
                 problems.append(Problem(f"{message} (for `{bare.name}`)", self._where(parameter, rule)))
@@ -204,7 +216,7 @@ class JobMaker:
             self.faults.add(PlanError, [Problem(what, place(self.recipe, self.sources[i].label), fix)])
         for path in self.usage.filters_unused():
             self.faults.add(RecipeError, [Problem("this filter matches no tensor", self.recipe.where(*path))])
-        for path in self.usage.rules_unused():
+        for path in self.usage.rules_unused() if self.complete else ():
             what = "this rule matches no tensor that an earlier rule leaves"
             self.faults.add(RecipeError, [Problem(what, self.recipe.where(*path, "where"))])
 

@@ -62,10 +62,11 @@ def fit(jobs: Sequence[Job], budget: int | None, workers: int | None) -> Memory:
     while tile > SMALLEST_TILE and room < threads * (tile * widest + counts):
         tile -= SMALLEST_TILE
     if room < threads * (tile * widest + counts):
+        wanted = -(-(INTERPRETER + threads * (tile * widest + counts)) >> 20)
         raise PlanError(
-            f"a memory budget of {budget >> 20} MiB is too small for {threads} workers",
+            f"a memory budget of {budget >> 20} MiB is too small for {threads} workers: they take at least {wanted} MiB",
             where="--memory",
-            fix="raise `--memory` or lower `--workers`",
+            fix=f"give `--memory {wanted}MiB` or more, or fewer `--workers`",
         )
     share = room // threads - counts
     largest = max((job.bytes_read for job in jobs), default=0)

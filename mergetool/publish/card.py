@@ -10,13 +10,13 @@ from typing import Any
 
 import yaml
 
-from mergetool import __version__
 from mergetool.checkpoint.checkpoint import Checkpoint
 from mergetool.methods import METHODS, Method
 from mergetool.plan import Plan, Source
 from mergetool.publish.origins import hub_ids, licence
 from mergetool.publish.privacy import Privacy, last_part
 from mergetool.publish.provenance import PROVENANCE, RECIPE
+from mergetool.version import __version__
 
 _NAMED_IN_TITLE = 4
 COPIES = ("", "passthrough")

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from mergetool import __version__
 from mergetool.plan import Job, Plan, Route, Source
 from mergetool.publish.privacy import Privacy
 from mergetool.storage.header import Header
+from mergetool.version import __version__
 
 PROVENANCE = "provenance.json"
 """The file's name in a model folder."""

@@ -135,3 +135,24 @@ def test_the_same_option_has_the_same_help_everywhere():
         for option in mergetool.get_command(None, name).params:
             if option.param_type_name == "option":
                 assert found.setdefault(option.opts[0], option.help) == option.help
+
+
+def test_verify_prints_each_check_and_fails_when_one_does(folder, run):
+    run("run", "merge.yaml", "out")
+    good = run("verify", "out", "--sample", 2)
+    assert good.exit_code == 0, good.output
+    assert "ok       tensors  9 digests agree" in good.stdout
+    assert "ok       sources  2 of 9 tensors made again, the same bytes" in good.stdout
+    weights = folder / "out" / "model.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 1
+    weights.write_bytes(raw)
+    bad = run("verify", "out", "--sample", 0)
+    assert bad.exit_code == 4
+    assert "WRONG    tensors" in bad.stdout
+
+
+def test_verify_wants_a_merge(folder, run):
+    result = run("verify", "base")
+    assert result.exit_code == 3
+    assert "provenance" in result.stderr

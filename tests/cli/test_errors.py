@@ -106,11 +106,19 @@ def test_the_usage_is_explained_by_click(run):
     assert "did you mean `plan`?" in run("pln").stderr
 
 
-def test_errors_are_red_only_on_a_terminal(raising, monkeypatch):
-    assert "\x1b" not in raising(RecipeError("wrong")).stderr
-    monkeypatch.setattr("click._compat.should_strip_ansi", lambda *arguments: False)
-    monkeypatch.setattr("click.utils.should_strip_ansi", lambda *arguments: False)
-    assert "\x1b[31m" in raising(RecipeError("wrong")).stderr
-    monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setattr("click.utils.should_strip_ansi", lambda stream, color: color is False)
+@pytest.mark.skipif(os.name != "posix", reason="needs a terminal")
+@pytest.mark.parametrize(("settings", "red"), [({}, True), ({"NO_COLOR": "1"}, False)])
+def test_errors_are_red_on_a_terminal(settings, red):
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "mergetool.cli", "check", "absent.yaml"]
+    process = subprocess.run(command, stderr=theirs, env={**os.environ, **settings}, check=False)
+    os.close(theirs)
+    said = os.read(ours, 10_000).decode()
+    os.close(ours)
+    assert process.returncode == 2
+    assert "absent.yaml" in said
+    assert ("\x1b[31m" in said) is red
+
+
+def test_errors_are_plain_elsewhere(raising):
     assert "\x1b" not in raising(RecipeError("wrong")).stderr

@@ -1,0 +1,212 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+from publish.models import RECIPE, merged, three
+
+from mergetool.errors import CheckpointError
+from mergetool.execute.verify import chosen, verify
+from mergetool.storage.digest import file_digest
+from mergetool.storage.header import read_header
+
+NAMES = ("headers", "index", "tensors", "files", "config", "sources")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Three sources and their merge in several shards."""
+    home = three(tmp_path_factory.mktemp("home"))
+    merged(home, shard_size=1500)
+    return home
+
+
+@pytest.fixture
+def folder(home, tmp_path):
+    """A copy of the merge to do harm to."""
+    return shutil.copytree(home / "merged", tmp_path / "copy")
+
+
+def failed(folder, **options):
+    found = verify(folder, **options)
+    assert tuple(check.name for check in found.checks) == NAMES
+    assert found.ok == all(check.ok for check in found.checks)
+    return {check.name: check.detail for check in found.checks if not check.ok}
+
+
+def checks(folder, **options):
+    return {check.name: check for check in verify(folder, **options).checks}
+
+
+def rewrite(folder, name, change):
+    """Change a JSON file and the digest on record with it, as one would who meant it."""
+    content = json.loads((folder / name).read_text())
+    change(content)
+    (folder / name).write_text(json.dumps(content))
+    record = json.loads((folder / "provenance.json").read_text())
+    record["files"][name] = file_digest(folder / name)
+    (folder / "provenance.json").write_text(json.dumps(record))
+
+
+def test_a_merge_as_it_was_made_has_nothing_wrong(folder):
+    found = verify(folder)
+    assert found.ok
+    assert not any(check.skipped for check in found.checks)
+    assert "8 of 20 tensors" in found.checks[-1].detail
+
+
+def test_a_single_file_needs_no_index(tmp_path):
+    assert not failed(merged(three(tmp_path)).folder)
+
+
+def test_a_flipped_byte_is_found(folder):
+    path = sorted(folder.glob("*.safetensors"))[0]
+    first = next(iter(read_header(path).entries.values()))
+    content = bytearray(path.read_bytes())
+    content[first.start + 5] ^= 4
+    path.write_bytes(content)
+    wrong = failed(folder)
+    assert set(wrong) == {"tensors", "sources"}
+    assert wrong["tensors"] == f"`{first.name}` differs"
+
+
+def test_an_edited_config_is_found(folder):
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace('"max_position_embeddings": 32', '"max_position_embeddings": 64'))
+    assert failed(folder) == {"files": "config.json was changed"}
+
+
+def test_a_changed_or_missing_card_is_found(folder):
+    (folder / "README.md").write_text("mine now")
+    assert failed(folder) == {"files": "README.md was changed"}
+    (folder / "README.md").unlink()
+    assert failed(folder) == {"files": "README.md is missing"}
+
+
+def test_a_missing_shard_is_found(folder):
+    path = sorted(folder.glob("*.safetensors"))[1]
+    path.unlink()
+    wrong = failed(folder)
+    assert path.name in wrong["headers"]
+    assert set(wrong) == {"headers", "index", "tensors", "config"}
+    assert "is missing" in wrong["tensors"]
+
+
+def test_a_truncated_shard_is_found(folder):
+    path = sorted(folder.glob("*.safetensors"))[0]
+    path.write_bytes(path.read_bytes()[:-1])
+    assert "headers" in failed(folder)
+
+
+def test_weights_that_do_not_belong_are_found(folder):
+    shutil.copy(sorted(folder.glob("*.safetensors"))[0], folder / "model.safetensors")
+    assert failed(folder) == {"headers": "model.safetensors does not belong here"}
+
+
+def test_an_index_that_points_elsewhere_is_found(folder):
+    def swap(content):
+        content["weight_map"]["model.norm.weight"] = "model-00001-of-00001.safetensors"
+
+    rewrite(folder, "model.safetensors.index.json", swap)
+    assert failed(folder) == {"index": "`model.norm.weight`"}
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"weight_map": [], "metadata": {"total_size": 1}}', "nonsense"])
+def test_an_index_that_makes_no_sense_is_found(folder, content):
+    (folder / "model.safetensors.index.json").write_text(content)
+    assert set(failed(folder)) == {"index", "files"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("intermediate_size", 16, "the config says [8, 16]"),
+        ("num_hidden_layers", 3, "`model.layers.2.input_layernorm.weight` is missing"),
+        ("num_hidden_layers", 1, "has no place in the model"),
+        ("tie_word_embeddings", False, "`lm_head.weight` is missing"),
+        ("hidden_size", "wide", "cannot be made from the config"),
+    ],
+)
+def test_a_config_that_disagrees_with_the_shapes_is_found(folder, key, value, said):
+    rewrite(folder, "config.json", lambda config: config.update({key: value}))
+    wrong = failed(folder)
+    assert set(wrong) == {"config"}
+    assert said in wrong["config"]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"architectures": ["NobodysForCausalLM"]}, "no architecture NobodysForCausalLM"),
+        ({"architectures": None}, "no architecture None"),
+        ({"auto_map": {"AutoModel": "x.Y"}}, "code of its own"),
+    ],
+)
+def test_a_model_that_transformers_does_not_know_is_skipped(folder, change, why):
+    rewrite(folder, "config.json", lambda config: config.update(change))
+    found = checks(folder)["config"]
+    assert found.ok
+    assert found.skipped
+    assert why in found.detail
+
+
+@pytest.mark.parametrize("content", ["[1]", "{", ""])
+def test_a_config_that_is_no_json_object_is_found(folder, content):
+    (folder / "config.json").write_text(content)
+    assert set(failed(folder)) == {"files", "config"}
+
+
+def test_sources_that_are_gone_are_said_to_be(tmp_path):
+    folder = merged(three(tmp_path)).folder
+    shutil.rmtree(tmp_path / "one")
+    found = checks(folder)["sources"]
+    assert found.ok
+    assert found.skipped
+    assert "one" in found.detail
+
+
+def test_other_sources_under_the_same_names_are_said_to_be(tmp_path):
+    folder = merged(three(tmp_path)).folder
+    path = tmp_path / "two" / "model.safetensors"
+    path.write_bytes(path.read_bytes().replace(b'"format":"pt"', b'"format":"tf"'))
+    found = checks(folder)["sources"]
+    assert found.skipped
+    assert "two" in found.detail
+
+
+def test_weights_of_a_source_that_changed_are_found(tmp_path):
+    folder = merged(three(tmp_path)).folder
+    path = tmp_path / "two" / "model.safetensors"
+    content = np.fromfile(path, np.uint8)
+    start = read_header(path).entries["model.embed_tokens.weight"].start
+    content[start + 2] ^= 0x40
+    content.tofile(path)
+    assert failed(folder, sample=20) == {"sources": "`model.embed_tokens.weight` comes out otherwise"}
+
+
+def test_measures_of_the_whole_model_are_made_again_too(tmp_path):
+    text = RECIPE.replace("task_arithmetic", "ties") + "parameters: {density: 0.4, scope: model}\n"
+    found = checks(merged(three(tmp_path), text).folder)["sources"]
+    assert found.detail == "1 of 20 tensors made again, the same bytes"
+
+
+def test_a_folder_that_is_not_ours_is_refused(home, folder):
+    with pytest.raises(CheckpointError, match=r"has no provenance\.json"):
+        verify(home / "base")
+    (folder / "provenance.json").write_text('{"format": 1}')
+    with pytest.raises(CheckpointError, match="is incomplete"):
+        verify(folder)
+    (folder / "provenance.json").write_text('{"format": 99}')
+    with pytest.raises(CheckpointError, match="not of format 1"):
+        verify(folder)
+
+
+def test_the_sample_has_the_first_the_largest_and_others_of_all_sizes(tmp_path):
+    jobs = merged(three(tmp_path)).plan.jobs
+    picked = chosen(jobs, 4)
+    assert picked == chosen(jobs, 4)
+    assert picked[0] is jobs[0]
+    assert max(jobs, key=lambda job: job.size).name in [job.name for job in picked]
+    assert len({job.name for job in picked}) == len(picked) <= 4
+    assert len(chosen(jobs, 100)) == len(jobs)
+    assert chosen(jobs, 0) == [] == chosen((), 4)
