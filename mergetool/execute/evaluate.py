@@ -90,8 +90,7 @@ def evaluate(
 class _Model:
     label: str
     config: Any
-    place: Mapping[str, Any]
-    """How transformers is told where it is."""
+    place: Mapping[str, Any]  # how transformers is told where it is
 
 
 def _texts(data: Mapping[str, Path]) -> dict[str, str]:
@@ -147,8 +146,7 @@ def _open(label: str) -> _Model:
         config = AutoConfig.from_pretrained(**place)
     except Exception as error:  # also of the config's own checks
         raise CheckpointError(f"its config cannot be used: {first_line(error)}", label) from error
-    classes = getattr(AutoModelForCausalLM, "_model_mapping", {})
-    known = classes.get(type(config), None)
+    known = AutoModelForCausalLM._model_mapping.get(type(config), None)
     names = {each.__name__ for each in (known if isinstance(known, tuple) else (known,)) if each is not None}
     stated = list(getattr(config, "architectures", None) or names)
     if not names.intersection(stated):
@@ -174,7 +172,7 @@ def _measure(
 ) -> Iterator[Score]:
     tokenizer, model = _load(opened, device, dtype)
     first = tokenizer("a").input_ids[:1]
-    bos = first if tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id] else []
+    bos = first if first == [tokenizer.bos_token_id] else []
     rows = max(1, min(batch, _LOGITS // (context * opened.config.get_text_config().vocab_size)))
     known = model.get_input_embeddings().weight.shape[0]
     for name, text in texts.items():
@@ -188,8 +186,7 @@ def _measure(
         if not tokens:
             raise PlanError("the text is too short to predict a single token", where=name)
         groups = (windows[start : start + rows] for start in range(0, len(windows), rows))
-        total = math.fsum(nll for group in groups for nll in _nll(model, group, device))
-        yield Score(opened.label, name, tokens, total / tokens)
+        yield Score(opened.label, name, tokens, math.fsum(x for g in groups for x in _nll(model, g, device)) / tokens)
 
 
 def _nll(model: Any, windows: Sequence[Sequence[int]], device: str) -> list[float]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mergetool.errors import CheckpointError
 from mergetool.execute.job import Facts, count, is_wide
 from mergetool.execute.tiles import Sources
 from mergetool.facts.magnitude import Counts, cuts
@@ -85,8 +86,15 @@ def _write(path: Path, name: str, values: tuple[float, ...]) -> None:
 
 
 def _read(path: Path, name: str) -> tuple[float, ...] | None:
+    """The facts of an earlier run; None where there are none or where they are not as they were written."""
     if not path.exists():
         return None
-    header = read_header(path)
-    with Reader(path) as reader:
-        return tuple(float(x) for x in reader.read(header.entries[name]))
+    try:
+        header = read_header(path)
+        with Reader(path, header) as reader:
+            values = reader.read(header.entries[name])
+    except (CheckpointError, KeyError):
+        return None
+    if header.metadata.get("digest") != hashlib.sha256(values.tobytes()).hexdigest():
+        return None
+    return tuple(float(x) for x in values)

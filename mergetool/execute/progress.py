@@ -64,10 +64,10 @@ class Lines:
 
     def _say(self, now: float) -> None:
         took = max(now - self._began, 1e-9)
-        left = took * (self._total - self._done) / max(self._done, 1)
+        left = f"{took * (self._total - self._done) / self._done:.0f} s left" if self._done else ""
         print(
             f"{self._label}: {self._done / self._total:4.0%}  {self._done / 1e9:.2f} of {self._total / 1e9:.2f} GB"
-            f"  {self._done / took / 1e6:.0f} MB/s  {left:.0f} s left",
+            f"  {self._done / took / 1e6:.0f} MB/s  {left}",
             file=self.stream,
             flush=True,
         )

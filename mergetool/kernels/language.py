@@ -3,7 +3,7 @@
 A coordinate method says what happens to *one* weight. Its text uses ``+ - * /``, comparisons, ``abs`` and the names
 below, and nothing else on coordinates; parameters are plain scalars, so an ordinary ``if`` on them is fine. The same
 text is compiled for the CPU (:mod:`mergetool.kernels.prelude` defines the same names on scalars) and run on a GPU
-(:mod:`mergetool.kernels.torch_tiles` binds them to torch).
+(:mod:`mergetool.kernels.torch_arrays` binds them to torch).
 """
 
 from __future__ import annotations

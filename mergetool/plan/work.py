@@ -146,4 +146,7 @@ class Plan:
 
     def job(self, name: str) -> Job:
         """The job that makes a tensor; KeyError when there is none."""
-        return next(job for job in self.jobs if job.name == name)
+        for job in self.jobs:
+            if job.name == name:
+                return job
+        raise KeyError(name)

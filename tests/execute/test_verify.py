@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -188,6 +189,25 @@ def test_measures_of_the_whole_model_are_made_again_too(tmp_path):
     text = RECIPE.replace("task_arithmetic", "ties") + "parameters: {density: 0.4, scope: model}\n"
     found = checks(merged(three(tmp_path), text).folder)["sources"]
     assert found.detail == "1 of 20 tensors made again, the same bytes"
+
+
+def test_nothing_is_downloaded_to_make_a_tensor_again(tmp_path, monkeypatch):
+    done = merged(three(tmp_path))
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    remote = replace(done.plan.sources[1].checkpoint, repo="org/one", commit=commit, path=None)
+    sources = (done.plan.sources[0], replace(done.plan.sources[1], checkpoint=remote), done.plan.sources[2])
+    monkeypatch.setattr("mergetool.execute.verify.build", lambda recipe: replace(done.plan, sources=sources))
+    monkeypatch.setattr("mergetool.checkpoint.hub.cached_file", lambda repo, commit, name: None)
+    assert checks(done.folder)["sources"].detail == "skipped: not the sources that it was made from: one"
+    path = done.folder / "provenance.json"
+    path.write_text(
+        path.read_text().replace(
+            '"label": "one",\n   "repo": null,\n   "commit": null',
+            f'''"label": "one",
+   "repo": "org/one", "commit": "{commit}"''',
+        )
+    )
+    assert checks(done.folder)["sources"].detail == "skipped: one is not in the local cache"
 
 
 def test_a_folder_that_is_not_ours_is_refused(home, folder):

@@ -139,7 +139,7 @@ def combine(start, inputs, out, keys, weight, normalize):
         delta = (w1 - w0,)
         result = text(base, delta, weight, normalize)
         out[k] = narrow_BF16(result)
-        finite = abs(result) < 3.3961775292304601e+38 and abs(w0) < math.inf and abs(w1) < math.inf
+        finite = abs(result) < 3.39617752923046e+38 and abs(w0) < math.inf and abs(w1) < math.inf
         bad += 0 if finite else 1
     return bad
 '''

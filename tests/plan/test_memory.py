@@ -101,7 +101,7 @@ def test_workers_give_way_to_a_small_budget(folder, monkeypatch):
     assert all(one.peak <= one.budget for one in found)
 
 
-@pytest.mark.parametrize("budget", range(208, 900, 37))
+@pytest.mark.parametrize("budget", range(220, 900, 37))
 @pytest.mark.parametrize("workers", [None, 1, 2])
 def test_the_peak_never_exceeds_the_budget_and_tiles_are_whole_blocks(folder, budget, workers):
     found = planned(folder, TIES, memory=budget * MIB, workers=workers).memory

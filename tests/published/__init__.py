@@ -1,0 +1,1 @@
+"""Merges of published models, fetched from package registries."""
