@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from math import gcd
 from typing import TypeVar
 
 from mergetool.execute.buffers import Arena, typed
@@ -17,7 +18,7 @@ R = TypeVar("R")
 Inputs = tuple[Array, ...]
 
 
-class Stopped(Exception):
+class Stopped(Exception):  # noqa: N818 - a message between jobs more than an error
     """Another job has failed; this one is given up."""
 
 
@@ -101,11 +102,13 @@ def tiles(plan: Plan, job: Job, reads: Sequence[Read], sources: Sources, hold: b
         pool: where to work on the tiles of one tensor together, if that is wanted.
     """
     width, size = job.dtype.bits // 8, job.size
+    # Of elements that share bytes so many more that a tile is a whole number of digests' blocks, as all others are.
+    tile = plan.memory.tile * 8 // gcd(8, job.dtype.bits)
     if not hold or job.bytes_read > plan.memory.resident or pool is not None:
-        return Tiles(sources, reads, size, plan.memory.tile, width, pool)
-    wanted = [*(read.tensor.nbytes for read in reads), min(plan.memory.tile, size) * width]
+        return Tiles(sources, reads, size, tile, width, pool)
+    wanted = [*(read.tensor.nbytes for read in reads), min(tile, size) * width]
     *buffers, scratch = sources.arena.take(wanted)
     return Held(
-        sources, reads, size, plan.memory.tile, width, None,
+        sources, reads, size, tile, width, None,
         inputs=sources.load(reads, 0, size, buffers), buffer=scratch,
     )  # fmt: skip

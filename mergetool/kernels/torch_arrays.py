@@ -38,8 +38,11 @@ def _odd(values: torch.Tensor) -> torch.Tensor:
 def _on_numbers(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     """The same function, plain numbers among its arguments taken as float64: torch refuses them or takes float32."""
 
+    def number(x: Any) -> torch.Tensor:
+        return x if isinstance(x, torch.Tensor) else torch.tensor(x, dtype=torch.float64)
+
     def mixed(*arguments: Any) -> torch.Tensor:
-        return function(*(a if isinstance(a, torch.Tensor) else torch.tensor(a, dtype=torch.float64) for a in arguments))
+        return function(*(number(x) for x in arguments))
 
     return mixed
 

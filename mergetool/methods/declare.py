@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -110,9 +111,13 @@ class Parameter:
                 raise ValueError(f"must be a number, not {_show(value)}") from None
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"must be a number, not {_show(value)}")
-        if value != value or value in (float("inf"), float("-inf")):
-            raise ValueError(f"must be a finite number, not {value}")
-        return float(value)
+        try:
+            number = float(value)
+        except OverflowError:
+            raise ValueError("must be a finite number, not an integer beyond float64") from None
+        if not math.isfinite(number):
+            raise ValueError(f"must be a finite number, not {number}")
+        return number
 
 
 def _show(value: Any) -> str:

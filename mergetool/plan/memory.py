@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from math import gcd
 
 from mergetool.errors import PlanError
 from mergetool.plan.work import Job, Memory
@@ -64,7 +65,7 @@ def fit(jobs: Sequence[Job], budget: int | None, workers: int | None) -> Memory:
     if room < threads * (tile * widest + counts):
         wanted = -(-(INTERPRETER + threads * (tile * widest + counts)) >> 20)
         raise PlanError(
-            f"a memory budget of {budget >> 20} MiB is too small for {threads} workers: they take at least {wanted} MiB",
+            f"a memory budget of {budget >> 20} MiB is too small for {threads} workers: they take {wanted} MiB",
             where="--memory",
             fix=f"give `--memory {wanted}MiB` or more, or fewer `--workers`",
         )
@@ -76,5 +77,9 @@ def fit(jobs: Sequence[Job], budget: int | None, workers: int | None) -> Memory:
 
 
 def _bytes_per_coordinate(job: Job) -> int:
-    """The bytes of one coordinate of a tile: every input and the result."""
-    return sum(-(-read.tensor.dtype.bits // 8) for read in (*job.reads, *job.compare)) + -(-job.dtype.bits // 8)
+    """The bytes of one coordinate of a tile: every input and the result.
+
+    Where elements share bytes a tile is more of them: the least number that fills whole bytes, in place of each.
+    """
+    dtypes = [*(read.tensor.dtype for read in (*job.reads, *job.compare)), job.dtype]
+    return sum(dtype.bits // gcd(8, dtype.bits) for dtype in dtypes)

@@ -120,7 +120,7 @@ def test_sources_of_any_dtypes_are_widened_exactly_and_rounded_once(tmp_path, ou
 @pytest.mark.parametrize("density", [(0.3, 0.3), (0.1, 0.7), (0.0, 0.5), (1.0, 0.25), (1e-9, 1.0)])
 def test_ties_over_the_whole_model_has_one_cut_for_each_source(shared, tmp_path, density):
     text = TIES.replace("weight: 1}", f"weight: 1, density: {density[0]}}}")
-    text = text.replace("[0.25, 1]", f"0.5\n      density: {density[1]}") + "  scope: model\n"
+    text = text.replace("[0.25, 1]", f"0.5, density: {density[1]}") + "  scope: model\n"
     run(planned(shared, text), tmp_path / "merged")
     found = tensors(tmp_path / "merged")
     models = [{n: wide(t) for n, t in tensors(shared / name).items()} for name in ("base", "a", "b")]

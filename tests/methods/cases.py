@@ -137,9 +137,7 @@ class Case:
     def permuted(self, order) -> "Case":
         """The same sources in another order, each with its label and its own parameters."""
         per_source = {n for n, p in self.method.parameters.items() if p.per_source}
-        parameters = {
-            n: tuple(v[i] for i in order) if n in per_source else v for n, v in self.parameters.items()
-        }
+        parameters = {n: tuple(v[i] for i in order) if n in per_source else v for n, v in self.parameters.items()}
         labels = tuple(f"source {i}" for i in order)
         first = self.raw[: self.base]
         raw = [*first, *(self.raw[self.base + i] for i in order)]

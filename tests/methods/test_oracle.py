@@ -3,10 +3,10 @@
 import numpy as np
 import oracles
 import pytest
-from methods.cases import ROUND, SOURCES, Case, every_variant, make, merge, sources_of, ulps, values_of
 
 from mergetool.kernels import random
 from mergetool.methods import METHODS
+from methods.cases import ROUND, SOURCES, Case, every_variant, make, merge, sources_of, ulps, values_of
 
 SIZE = 4000
 
@@ -137,7 +137,5 @@ def test_ties_of_heavily_tied_deltas_is_the_oracle_s():
     raw = [np.ones(SIZE, np.float32), *(1.0 + grid).astype(np.float32)]
     parameters = {n: p.default for n, p in method.parameters.items()}
     for weight in ((1.0, 1.0, 1.0), (1.0, -0.5, 2.0)):
-        case = Case(
-            method, {**parameters, "weight": weight, "density": (0.1, 0.5, 0.9)}, raw, ("F32",) * len(raw)
-        )
+        case = Case(method, {**parameters, "weight": weight, "density": (0.1, 0.5, 0.9)}, raw, ("F32",) * len(raw))
         assert ulps(merge(case)[0], expected(case).astype(np.float32)) <= 1

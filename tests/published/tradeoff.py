@@ -6,9 +6,9 @@ Two retrieval tasks of 500 queries each, whose candidates are the 500 answers:
     FOLDOC    definition → headword: the first sentence, without markup and with the headword replaced by "it"
 
 Both are scored by mean reciprocal rank. The third number is the mean cosine over the two pairs that the fine-tune's
-package page shows as similar. Queries are those whose headwords have the smallest sha256, which no version of
-Python, of a random generator or of a neighbouring entry can change. The dictionaries come out of Debian packages by
-pinned version and sha256; nothing of them is kept but in the cache.
+package page shows as similar. Of all queries those with the smallest sha256 are asked: a sample that is the same for
+every version of Python, and into which an entry's neighbours do not come. The dictionaries come out of Debian packages
+by pinned version and sha256; nothing of them is kept but in the cache.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import re
 import shutil
 import string
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,48 +83,57 @@ def fetch(package: Package, cache: Path) -> Path:
     Raises:
         UnavailableError: there is no apt-get or dpkg-deb, apt knows no such version, or the file is another one.
     """
-    archive = cache / package.file
-    download = ["apt-get", "download", f"{package.name}={package.version}"]
     if missing := [program for program in ("apt-get", "dpkg-deb") if shutil.which(program) is None]:
         raise UnavailableError(f"{missing[0]} is not installed, so {package.file} cannot be had")
-    cache.mkdir(parents=True, exist_ok=True)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        archive = download(package, cache)
+        folder = archive.with_suffix("")
+        if not folder.exists():
+            with tempfile.TemporaryDirectory(dir=cache) as scratch:
+                subprocess.run(["dpkg-deb", "-x", str(archive), f"{scratch}/{folder.name}"], check=True)
+                Path(scratch, folder.name).rename(folder)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise UnavailableError(f"{package.file} could not be fetched: {error}") from error
+    return folder
+
+
+def download(package: Package, cache: Path) -> Path:
+    """The package's file, compared with its sha256."""
+    archive = cache / package.file
+    command = ["apt-get", "download", f"{package.name}={package.version}"]
     if not archive.exists():
-        try:
-            done = subprocess.run(download, cwd=cache, capture_output=True, text=True, timeout=SECONDS)
-        except subprocess.TimeoutExpired:
-            raise UnavailableError(f"`{' '.join(download)}` was not done after {SECONDS} s") from None
+        done = subprocess.run(command, cwd=cache, capture_output=True, text=True, timeout=SECONDS)
         if done.returncode or not archive.exists():
-            raise UnavailableError(f"`{' '.join(download)}` gave no {package.file}: {done.stderr.strip()[-300:]}")
+            raise UnavailableError(f"`{' '.join(command)}` gave no {package.file}: {done.stderr.strip()[-300:]}")
     found = hashlib.sha256(archive.read_bytes()).hexdigest()
     if found != package.sha256:
         raise UnavailableError(f"{archive} has sha256 {found}, not {package.sha256}: delete it")
-    folder = archive.with_suffix("")
-    subprocess.run(["dpkg-deb", "-x", str(archive), str(folder)], check=True, timeout=SECONDS)
-    return folder
+    return archive
 
 
 def wordnet(folder: Path) -> Task:
     """Gloss → word. A line of `data.noun` is `offset file n count word lex_id … | gloss; "example"; …`."""
-    glosses: dict[str, str] = {}
+    entries: list[tuple[str, str]] = []
     for line in (folder / "usr/share/wordnet/data.noun").read_text(encoding="ascii").splitlines():
         if not line.startswith(" "):  # the licence stands in front, indented
             fields, _, gloss = line.partition("|")
             word = fields.split()[4].replace("_", " ")
-            glosses.setdefault(word, re.split(r'(?:^|;)\s*"', gloss.strip())[0].strip())
-    return sample({word: gloss for word, gloss in glosses.items() if gloss})
+            entries.append((re.split(r'(?:^|;)\s*"', gloss.strip())[0].strip(), word))
+    return sample(entries)
 
 
 def foldoc(folder: Path) -> Task:
     """Definition → headword."""
-    definitions: dict[str, str] = {}
+    entries: list[tuple[str, str]] = []
     for heads, body in foldoc_entries(folder / "usr/share/dictd"):
         text = re.sub(r"^(?:(?:\d+\.|<[^>]*>|/[^/]*/)\s*)*", "", body)  # sense numbers, labels, pronunciation
         text = re.split(r"\.(?= [A-Z])|\.$", text.translate(str.maketrans("", "", "{}")))[0]
         if len(text.split()) >= SHORTEST:
             for head in sorted(heads, key=len, reverse=True):
                 text = re.sub(rf"(?<!\w){re.escape(head)}(?!\w)", "it", text, flags=re.IGNORECASE)
-            definitions.setdefault(heads[0], text)
-    return sample(definitions)
+            entries.append((text, heads[0]))
+    return sample(entries)
 
 
 def foldoc_entries(folder: Path) -> Iterator[tuple[list[str], str]]:
@@ -145,10 +155,11 @@ def base64(number: str) -> int:
     return value
 
 
-def sample(entries: dict[str, str]) -> Task:
-    """The entries whose words have the smallest sha256."""
-    chosen = sorted(entries, key=lambda word: hashlib.sha256(word.encode()).digest())[:QUERIES]
-    return Task(tuple(entries[word] for word in chosen), tuple(chosen))
+def sample(entries: Sequence[tuple[str, str]]) -> Task:
+    """The entries, (query, answer), whose queries have the smallest sha256; of equal queries the first."""
+    distinct = dict(reversed(entries))
+    chosen = sorted(distinct, key=lambda query: hashlib.sha256(query.encode()).digest())[:QUERIES]
+    return Task(tuple(chosen), tuple(distinct[query] for query in chosen))
 
 
 # The encoder --------------------------------------------------------------------------------------------
