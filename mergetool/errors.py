@@ -1,16 +1,16 @@
 """Every exception, as a tree; a message says what is wrong, where, and what to do.
 
-    MergetoolError
-    ├── RecipeError        the text is wrong                                            exit code 2
-    ├── CheckpointError    a model cannot be found or read                              exit code 3
-    │   ├── HeaderError        a safetensors file breaks the format
-    │   ├── MissingTensor      a source lacks a tensor that others have
-    │   └── ShapeMismatch      sources disagree on a tensor's shape
-    ├── PlanError          the recipe is right, but not for these models or this machine   exit code 3
-    └── RunError           it was all right and still failed                            exit code 4
-        ├── NonFinite          a NaN or an infinity among the numbers
-        ├── OutputRefused      the output exists, is locked or cannot be written
-        └── SourceChanged      a source file changed while it was read
+MergetoolError
+├── RecipeError        the text is wrong                                            exit code 2
+├── CheckpointError    a model cannot be found or read                              exit code 3
+│   ├── HeaderError        a safetensors file breaks the format
+│   ├── MissingTensor      a source lacks a tensor that others have
+│   └── ShapeMismatch      sources disagree on a tensor's shape
+├── PlanError          the recipe is right, but not for these models or this machine   exit code 3
+└── RunError           it was all right and still failed                            exit code 4
+    ├── NonFinite          a NaN or an infinity among the numbers
+    ├── OutputRefused      the output exists, is locked or cannot be written
+    └── SourceChanged      a source file changed while it was read
 """
 
 from __future__ import annotations

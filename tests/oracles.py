@@ -214,9 +214,7 @@ def ties_model(
     return merged
 
 
-def ties_paper(
-    base: ArrayLike, sources: Sequence[ArrayLike], density: PerSource, lambda_: float = 1.0
-) -> Array:
+def ties_paper(base: ArrayLike, sources: Sequence[ArrayLike], density: PerSource, lambda_: float = 1.0) -> Array:
     """TIES as its paper has it (arXiv:2306.01708, Algorithm 1): no weights, a plain mean of those that agree.
 
     1. Trim each delta to its top `density`, by rule (a).
@@ -259,17 +257,13 @@ def dare(
     """
     kept = [
         drop(tau, mask, q, rescale)
-        for tau, mask, q in zip(
-            deltas_of(base, sources), masks, per_source(density, len(sources)), strict=True
-        )
+        for tau, mask, q in zip(deltas_of(base, sources), masks, per_source(density, len(sources)), strict=True)
     ]
     merge = elect if consensus else combine
     return np.asarray(base, dtype=np.float64) + lambda_ * merge(kept, weight, normalize)
 
 
-def drop(
-    delta: ArrayLike, mask: NDArray[np.bool_], density: float, rescale: bool | Literal["l1"] = True
-) -> Array:
+def drop(delta: ArrayLike, mask: NDArray[np.bool_], density: float, rescale: bool | Literal["l1"] = True) -> Array:
     """Drop and rescale one delta: one source of `dare`."""
     delta = np.asarray(delta, dtype=np.float64)
     if density >= 1:
@@ -337,9 +331,7 @@ def _round_one(value: float, mantissa: int, exponent: int) -> int:
     exact = abs(Fraction(value))
     if exact == 0:
         return sign
-    smallest = 2 - 2 ** (
-        exponent - 1
-    )  # the exponent of the smallest normal number, and of all subnormal ones
+    smallest = 2 - 2 ** (exponent - 1)  # the exponent of the smallest normal number, and of all subnormal ones
     power = max(_floor_log2(exact), smallest)
     steps = round(exact / Fraction(2) ** (power - mantissa))  # a Fraction rounds half to even, exactly
     # A normal number has 2^mantissa <= steps; that leading bit carries into the exponent field, which is why

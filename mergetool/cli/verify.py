@@ -20,8 +20,14 @@ from mergetool.cli import options
     metavar="N",
     help="Merge so many tensors again and compare their bytes.",
 )
+@click.option(
+    "--recipe-folder",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="FOLDER",
+    help="Where the recipe's relative paths start from, if the model or its recipe was moved.",
+)
 @options.device
-def command(folder: Path, sample: int, device: str) -> None:
+def command(folder: Path, sample: int, recipe_folder: Path | None, device: str) -> None:
     """Check a merged model.
 
     Every byte in FOLDER is compared with the record that the run left there, and some tensors are merged
@@ -34,7 +40,7 @@ def command(folder: Path, sample: int, device: str) -> None:
     from mergetool.execute.verify import SKIPPED, verify
     from mergetool.plan.columns import paragraph
 
-    found = verify(folder, sample, device)
+    found = verify(folder, sample, device, recipe_folder)
     for check in found.checks:
         word = "skipped" if check.skipped else "ok" if check.ok else "WRONG"
         head = f"{word:<8} {check.name:<8} "

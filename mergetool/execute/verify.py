@@ -53,7 +53,9 @@ class Verification:
         return all(check.ok for check in self.checks)
 
 
-def verify(folder: Path, sample: int = 8, device: str = "cpu") -> Verification:
+def verify(
+    folder: Path, sample: int = 8, device: str = "cpu", recipe_folder: Path | None = None
+) -> Verification:
     """Check a model folder that mergetool made; every byte of it is read once, one block at a time.
 
     The tensors to make again are the same every time: the first, the largest, and others at equal distances over
@@ -63,6 +65,8 @@ def verify(folder: Path, sample: int = 8, device: str = "cpu") -> Verification:
         folder: the model folder.
         sample: how many tensors to make again from the sources; of those that need the whole model measured only one.
         device: where they are made.
+        recipe_folder: where the recipe's relative paths start from; by default where the recipe lay, seen from the
+            model folder, when that was made.
 
     Raises:
         CheckpointError: the folder has no provenance that can be read.
@@ -82,7 +86,7 @@ def verify(folder: Path, sample: int = 8, device: str = "cpu") -> Verification:
     check("tensors", lambda: _tensors(folder, record, headers))
     check("files", lambda: _files(folder, record))
     check("config", lambda: _config(folder, headers))
-    check("sources", lambda: _again(folder, record, headers, sample, device))
+    check("sources", lambda: _again(folder, record, headers, sample, device, recipe_folder))
     return Verification(folder, tuple(checks))
 
 
@@ -178,14 +182,20 @@ def _config(folder: Path, headers: Mapping[str, Header]) -> tuple[bool, str]:
 
 
 def _again(
-    folder: Path, record: Mapping[str, Any], headers: Mapping[str, Header], sample: int, device: str
+    folder: Path,
+    record: Mapping[str, Any],
+    headers: Mapping[str, Header],
+    sample: int,
+    device: str,
+    recipe_folder: Path | None,
 ) -> tuple[bool, str]:
     from mergetool.execute import compute
 
-    home = record.get("recipe_folder")
+    stated = record.get("recipe_folder")
+    home = recipe_folder or (None if stated is None else folder / stated)
     try:
         recipe = load((folder / RECIPE).read_bytes())
-        plan = build(replace(recipe, folder=Path(home) if home else None))
+        plan = build(replace(recipe, folder=home))
     except (OSError, MergetoolError) as error:
         return True, f"{SKIPPED}the plan cannot be built again: {first_line(error)}"
     if changed := _changed(plan, record):

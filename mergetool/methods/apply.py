@@ -25,7 +25,8 @@ class Visit(Protocol):
     Tiles start at multiples of :data:`mergetool.kernels.backend.BLOCK`; results come with their start.
     """
 
-    def __call__(self, do: Callable[[int, Inputs], R]) -> Iterable[tuple[int, R]]: ...
+    def __call__(self, do: Callable[[int, Inputs], R]) -> Iterable[tuple[int, R]]:
+        """Call ``do`` on every tile."""
 
 
 @dataclass(frozen=True)

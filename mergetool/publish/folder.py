@@ -66,7 +66,7 @@ def publish(plan: Plan, folder: Path, digests: Mapping[str, str], notes: Sequenc
         write(f"{stem}.safetensors.index.json", (json.dumps(index(plan.shards), indent=2) + "\n").encode())
     write(RECIPE, plan.recipe.text.encode())
     write("README.md", card(plan, frozenset(written), said, privacy).encode())
-    record = provenance(plan, digests, written, said, privacy)
+    record = provenance(plan, folder, digests, written, said, privacy)
     atomic_write(folder / PROVENANCE, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 

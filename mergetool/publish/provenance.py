@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from mergetool.plan import Job, Plan, Route, Source
@@ -25,24 +27,30 @@ _ORDINARY = frozenset(("merged", "copied", "compared", "lends its files"))
 
 
 def provenance(
-    plan: Plan, digests: Mapping[str, str], files: Mapping[str, str], notes: Sequence[str], privacy: Privacy
+    plan: Plan,
+    folder: Path,
+    digests: Mapping[str, str],
+    files: Mapping[str, str],
+    notes: Sequence[str],
+    privacy: Privacy,
 ) -> dict[str, Any]:
     """The content of ``provenance.json``: plain data without times, machines or worker counts.
 
     Args:
         plan: what was run.
+        folder: the model folder, or one beside it; the recipe's folder is kept relative to it.
         digests: the digest of every output tensor, by name.
         files: the SHA-256 of every file of the folder that holds no tensors, this one left out.
         notes: what a user of the model should know.
         privacy: takes the user's paths out.
     """
-    folder = plan.recipe.folder
+    home = plan.recipe.folder
     return {
         "format": FORMAT,
         "versions": _versions(),
         "plan": plan.digest,
         "recipe": plan.recipe.canonical(),
-        "recipe_folder": None if folder is None else str(folder.resolve()),
+        "recipe_folder": None if home is None else os.path.relpath(home.resolve(), folder.resolve()),
         "donor": plan.donor,
         "tokenizer": plan.tokenizer,
         "sources": [_source(source) for source in plan.sources],

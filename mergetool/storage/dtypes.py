@@ -105,7 +105,5 @@ def dtype(name: str) -> DType:
     """
     found = DTYPES.get(name) or _BY_TORCH_NAME.get(name)
     if found is None:
-        raise HeaderError(
-            f"unknown dtype {name[:40]!r}", fix=f"known are {', '.join(DTYPES)} and their torch names"
-        )
+        raise HeaderError(f"unknown dtype {name[:40]!r}", fix=f"known are {', '.join(DTYPES)} and their torch names")
     return found

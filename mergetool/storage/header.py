@@ -101,9 +101,7 @@ def parse(raw_json: bytes, data_start: int, file_size: int, where: str) -> Heade
     if not problems:
         problems += _gaps(entries, data_start)
     if problems:
-        raise HeaderError(
-            Problem(what, where, "download the file again") for what in problems[:_MOST_PROBLEMS]
-        )
+        raise HeaderError(Problem(what, where, "download the file again") for what in problems[:_MOST_PROBLEMS])
     end = entries[-1].stop if entries else data_start
     if file_size < end:
         raise truncated(file_size, str(end), where)

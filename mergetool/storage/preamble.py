@@ -37,8 +37,7 @@ def preamble_size(first: bytes, file_size: int, where: str) -> int:
             if first.startswith(magic):
                 raise HeaderError(what, where, fix)
         raise HeaderError(
-            f"is not a safetensors file: its header would have {length:,} bytes, over the limit of "
-            f"{LARGEST_HEADER:,}",
+            f"is not a safetensors file: its header would have {length:,} bytes, over the limit of {LARGEST_HEADER:,}",
             where,
             "download it again, or check that the file is what its name says",
         )

@@ -72,9 +72,7 @@ class Reader:
         """
         stop = entry.size if stop is None else stop
         if not 0 <= start <= stop <= entry.size:
-            raise ValueError(
-                f"elements {start} to {stop} are not inside {entry.name!r}, which has {entry.size}"
-            )
+            raise ValueError(f"elements {start} to {stop} are not inside {entry.name!r}, which has {entry.size}")
         bits = entry.dtype.bits
         if start * bits % 8 or stop * bits % 8:
             raise ValueError(f"elements {start} to {stop} of {entry.name!r} cut through a byte")

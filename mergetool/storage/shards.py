@@ -33,9 +33,7 @@ class Shard:
         return self.header.file_size
 
 
-def shard(
-    tensors: Iterable[tuple[str, DType, tuple[int, ...]]], limit: int, stem: str = "model"
-) -> tuple[Shard, ...]:
+def shard(tensors: Iterable[tuple[str, DType, tuple[int, ...]]], limit: int, stem: str = "model") -> tuple[Shard, ...]:
     """Deal ``tensors`` out, in order, to files of at most ``limit`` bytes of data each.
 
     A tensor larger than the limit gets a file of its own. One file is called ``model.safetensors``, several

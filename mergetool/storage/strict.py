@@ -17,9 +17,7 @@ def parse_object(raw_json: bytes, where: str) -> dict[str, Any]:
         HeaderError: it is not an object in strict UTF-8 JSON. Hostile input raises nothing else.
     """
     try:
-        document = json.loads(
-            raw_json.decode(), object_pairs_hook=_no_duplicates, parse_constant=_no_constant
-        )
+        document = json.loads(raw_json.decode(), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
     except HeaderError as error:
         raise HeaderError(error.problems[0].what, where, _FIX) from error
     except RecursionError:

@@ -132,9 +132,7 @@ def write_failure(error: OSError, path: Path, nbytes: int | None = None) -> RunE
                 "free some space and run again, or choose an output folder elsewhere",
             )
         case errno.EROFS:
-            return OutputRefused(
-                "the file system is read-only", where, "choose an output folder that can be written"
-            )
+            return OutputRefused("the file system is read-only", where, "choose an output folder that can be written")
         case errno.EACCES | errno.EPERM:
             return OutputRefused(
                 "permission denied",
@@ -154,9 +152,7 @@ def write_failure(error: OSError, path: Path, nbytes: int | None = None) -> RunE
                 "ask for smaller shards, or choose an output folder on another disk",
             )
         case errno.EMFILE | errno.ENFILE:
-            return RunError(
-                "too many files are open", where, "raise the limit (`ulimit -n 4096`) and run again"
-            )
+            return RunError("too many files are open", where, "raise the limit (`ulimit -n 4096`) and run again")
         case _:
             return RunError(f"cannot be written: {error.strerror or error}", where)
 

@@ -150,9 +150,7 @@ class Writer:
 
     def _check_inside(self, offset: int, nbytes: int) -> None:
         if offset < self.shard.header.data_start or offset + nbytes > self.shard.nbytes:
-            raise ValueError(
-                f"bytes {offset} to {offset + nbytes} are not inside the data of {self.path.name}"
-            )
+            raise ValueError(f"bytes {offset} to {offset + nbytes} are not inside the data of {self.path.name}")
 
     def sync(self) -> None:
         """Wait until all that was written has reached the disk.

@@ -50,7 +50,10 @@ def test_sources_whose_integers_differ_from_the_donors_are_named(tmp_path, other
 def test_a_kept_tensor_is_the_sources_in_the_dtype_asked_for(tmp_path):
     for seed, name in enumerate(("base", "a", "b")):
         save(tmp_path / name, llama(seed, "F32"))
-    run(planned(tmp_path, f"out_dtype: bfloat16\n{TIES}rules: [{{where: {{part: norm}}, keep: a}}]\n"), tmp_path / "merged")
+    run(
+        planned(tmp_path, f"out_dtype: bfloat16\n{TIES}rules: [{{where: {{part: norm}}, keep: a}}]\n"),
+        tmp_path / "merged",
+    )
     kept, found = tensors(tmp_path / "a"), tensors(tmp_path / "merged")
     for name, (dtype, raw) in found.items():
         assert dtype == "BF16"

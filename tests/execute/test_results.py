@@ -199,7 +199,10 @@ def test_a_run_gives_what_merge_tensors_gives_in_memory(tmp_path):
 def test_each_job_computed_alone_gives_the_bytes_that_a_run_writes(tmp_path, text):
     trio(tmp_path, layers=3)
     for name in ("base", "a", "b"):
-        held = tensors(tmp_path / name) | {"steps": ("I64", np.arange(4)), "empty": ("BF16", bits(np.ones((0, 3)), "BF16"))}
+        held = tensors(tmp_path / name) | {
+            "steps": ("I64", np.arange(4)),
+            "empty": ("BF16", bits(np.ones((0, 3)), "BF16")),
+        }
         save(tmp_path / name, held | {"scalar": ("BF16", normal((), "BF16", 9, len(name)))})
     plan = planned(tmp_path, text)
     run(plan, tmp_path / "merged")
@@ -214,8 +217,10 @@ def test_each_job_computed_alone_gives_the_bytes_that_a_run_writes(tmp_path, tex
 def test_a_method_without_a_change_gives_the_source_bit_by_bit(shared, tmp_path):
     text = "merge_method: passthrough\nmodels: [{model: a}]\n"
     run(planned(shared, text), tmp_path / "merged")
-    assert (tmp_path / "merged" / "model.safetensors").read_bytes().endswith(
-        (shared / "a" / "model.safetensors").read_bytes()[-1000:]
+    assert (
+        (tmp_path / "merged" / "model.safetensors")
+        .read_bytes()
+        .endswith((shared / "a" / "model.safetensors").read_bytes()[-1000:])
     )
     for name, tensor in tensors(shared / "a").items():
         np.testing.assert_array_equal(tensors(tmp_path / "merged")[name][1], tensor[1])

@@ -24,8 +24,8 @@ def home(tmp_path_factory):
 
 @pytest.fixture
 def folder(home, tmp_path):
-    """A copy of the merge to do harm to."""
-    return shutil.copytree(home / "merged", tmp_path / "copy")
+    """A copy of the merge, beside it, to do harm to."""
+    return shutil.copytree(home / "merged", home / tmp_path.name)
 
 
 def failed(folder, **options):
@@ -54,6 +54,13 @@ def test_a_merge_as_it_was_made_has_nothing_wrong(folder):
     assert found.ok
     assert not any(check.skipped for check in found.checks)
     assert "8 of 20 tensors" in found.checks[-1].detail
+
+
+def test_a_folder_that_was_moved_finds_its_sources_when_told_where(home, tmp_path):
+    moved = shutil.copytree(home / "merged", tmp_path / "far" / "away")
+
+    assert checks(moved)["sources"].skipped
+    assert not checks(moved, recipe_folder=home)["sources"].skipped
 
 
 def test_a_single_file_needs_no_index(tmp_path):

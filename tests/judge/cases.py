@@ -54,8 +54,7 @@ def furthest(merged: Tensors, expected: Tensors) -> float:
     if merged.keys() != expected.keys():
         return np.inf
     return max(
-        float(np.max(np.abs(merged[name] - expected[name])) / np.max(np.abs(expected[name])))
-        for name in expected
+        float(np.max(np.abs(merged[name] - expected[name])) / np.max(np.abs(expected[name]))) for name in expected
     )
 
 

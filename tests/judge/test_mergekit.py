@@ -35,8 +35,7 @@ def test_the_oracle_agrees_with_mergekit(judged, models):
 def test_slerp_is_tried_on_both_sides_of_its_threshold(models):
     base, second = tensors(models["base"]), tensors(models["second"])
     cosines = [
-        np.sum(base[name] * second[name]) / np.linalg.norm(base[name]) / np.linalg.norm(second[name])
-        for name in base
+        np.sum(base[name] * second[name]) / np.linalg.norm(base[name]) / np.linalg.norm(second[name]) for name in base
     ]
     assert min(cosines) < oracles.COLINEAR < max(cosines)
     assert min(abs(cosine - oracles.COLINEAR) for cosine in cosines) > 1e-5  # float32 cannot mistake the side
@@ -53,8 +52,7 @@ def test_the_oracle_of_dare_agrees_with_mergekit_given_its_mask(method, rescale,
     def expected(rule):
         consensus = method == "dare_ties"
         return {
-            name: oracles.dare(base[name], [first[name]], [mask[name]], 0.75, 0.5, rule, consensus)
-            for name in base
+            name: oracles.dare(base[name], [first[name]], [mask[name]], 0.75, 0.5, rule, consensus) for name in base
         }
 
     assert 0.45 < np.mean(np.concatenate([m.ravel() for m in mask.values()])) < 0.55

@@ -39,12 +39,8 @@ def peft(torch: ModuleType) -> ModuleType:
     return module
 
 
-def call(
-    torch: ModuleType, function: Callable[..., Any], weight: list[float], *arguments: Any
-) -> NDArray[np.float64]:
-    merged = function(
-        [torch.from_numpy(s) for s in SOURCES], torch.tensor(weight, dtype=torch.float64), *arguments
-    )
+def call(torch: ModuleType, function: Callable[..., Any], weight: list[float], *arguments: Any) -> NDArray[np.float64]:
+    merged = function([torch.from_numpy(s) for s in SOURCES], torch.tensor(weight, dtype=torch.float64), *arguments)
     return merged.numpy()
 
 
@@ -61,9 +57,7 @@ def test_task_arithmetic(torch, peft):
 def test_magnitude_prune_is_the_trim(torch, peft, density):
     weight = [0.5, -1.0, 2.0]
     trimmed = [oracles.trim(source, density) for source in SOURCES]
-    same(
-        call(torch, peft.magnitude_prune, weight, density), oracles.combine(trimmed, weight, normalize=False)
-    )
+    same(call(torch, peft.magnitude_prune, weight, density), oracles.combine(trimmed, weight, normalize=False))
 
 
 @pytest.mark.parametrize("density", [0.1, 0.5, 0.77])

@@ -16,6 +16,8 @@ from mergetool.methods import METHODS
 from mergetool.methods.apply import bind, combiner, measure
 from mergetool.methods.declare import Method
 
+torch.set_num_threads(1)  # tiles are small, and other tests run beside these
+
 BACKENDS = {"compiled": compile, "numpy": NumpyArrays(), "torch": TorchArrays("cpu")}
 STORAGE = {"F64": np.float64, "F32": np.float32, "BF16": np.uint16, "F16": np.uint16}
 SOURCES = 3

@@ -119,7 +119,7 @@ WRONG = {
     "no choice": (
         ("dare_linear", [ONE], TWO),
         {"weight": 1.0, "rescale": "l2"},
-        "must be one of true, false, l1, not 'l2'",
+        "one of true, false, l1, not 'l2'",
     ),
     "weights that cancel": (("linear", [ONE, TWO]), {"weight": [1.0, -1.0]}, "sum to zero"),
 }

@@ -51,7 +51,8 @@ def shapes(layers=2, hidden=8, vocabulary=24):
 def llama(seed, dtype="BF16", **sizes) -> Tensors:
     """A small llama; the seed decides its numbers."""
     return {
-        name: (dtype, normal(shape, dtype, seed, number)) for number, (name, shape) in enumerate(shapes(**sizes).items())
+        name: (dtype, normal(shape, dtype, seed, number))
+        for number, (name, shape) in enumerate(shapes(**sizes).items())
     }
 
 

@@ -89,7 +89,9 @@ def test_a_source_with_the_same_size_and_time_but_another_layout_changes_the_dig
     stat = path.stat()
     swapped = {"0": "1", "1": "0"}
     tensors = llama(1).items()
-    save(folder / "a", {re.sub(r"(?<=layers\.)\d", lambda found: swapped[found[0]], name): raw for name, raw in tensors})
+    save(
+        folder / "a", {re.sub(r"(?<=layers\.)\d", lambda found: swapped[found[0]], name): raw for name, raw in tensors}
+    )
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert path.stat().st_size == stat.st_size
     assert planned(folder).digest != before

@@ -192,7 +192,9 @@ def test_a_rule_that_matches_nothing_is_told(folder, where):
 
 
 def test_a_rule_behind_one_that_takes_all_its_tensors_is_told(folder):
-    text = f"{TIES}rules:\n  - {{where: {{part: norm}}, keep: a}}\n  - {{where: {{name: model.norm.weight}}, keep: b}}\n"
+    text = (
+        f"{TIES}rules:\n  - {{where: {{part: norm}}, keep: a}}\n  - {{where: {{name: model.norm.weight}}, keep: b}}\n"
+    )
     (problem,) = problems(RecipeError, lambda: planned(folder, text))
     assert "merge.yaml:12:" in problem.where
 

@@ -166,7 +166,7 @@ def test_no_path_of_this_machine_is_published(tmp_path):
     done = merged(tmp_path, text.replace("model: one", f"model: '{tmp_path}/one'"))
     assert str(tmp_path) not in readme(done.folder)
     kept = record(done.folder)
-    assert kept.pop("recipe_folder") == str(tmp_path.resolve())
+    assert (done.folder / kept.pop("recipe_folder")).resolve() == tmp_path.resolve()
     assert kept["sources"][0]["label"] == f"{tmp_path}/base"
     kept.pop("sources"), kept.pop("recipe")
     assert str(tmp_path) not in json.dumps(kept)
@@ -174,7 +174,7 @@ def test_no_path_of_this_machine_is_published(tmp_path):
 
 def test_the_same_recipe_and_sources_give_the_same_bytes(tmp_path):
     three(tmp_path)
-    first = contents(merged(tmp_path, output="a").folder)
+    first = contents(merged(tmp_path, output="here/a").folder)
     second = contents(merged(tmp_path, output="elsewhere/b").folder)
     assert first == second
 

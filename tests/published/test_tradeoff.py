@@ -47,11 +47,9 @@ def measured(
     dictionaries: tuple[tradeoff.Task, tradeoff.Task],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Table:
-    """The scores of `task-arithmetic.yaml` at every α; the table is printed whatever pytest captures."""
+    """The scores of `task-arithmetic.yaml` at every α."""
     home = tmp_path_factory.mktemp("tradeoff")
-    table = {alpha: tradeoff.measure(merge(published, alpha, home), *dictionaries) for alpha in ALPHAS}
-    sys.__stdout__.write(shown(table))
-    return table
+    return {alpha: tradeoff.measure(merge(published, alpha, home), *dictionaries) for alpha in ALPHAS}
 
 
 def merge(published: Published, alpha: float, home: Path) -> Path:
@@ -77,7 +75,9 @@ def test_the_queries_are_as_described(dictionaries: tuple[tradeoff.Task, tradeof
         assert f" {head.lower()} " not in f" {definition.lower()} "
 
 
-def test_the_cards_pairs_come_together_as_in_the_reference(measured: Table) -> None:
+def test_the_cards_pairs_come_together_as_in_the_reference(measured: Table, capsys: pytest.CaptureFixture[str]) -> None:
+    with capsys.disabled():
+        sys.stdout.write(shown(measured))
     for alpha, scores in measured.items():
         assert scores.card == pytest.approx(REFERENCE[alpha].card, abs=0.002), alpha
 
