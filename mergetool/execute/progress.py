@@ -7,6 +7,8 @@ import threading
 import time
 from typing import IO, Protocol
 
+from mergetool.plan.columns import size
+
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -64,10 +66,11 @@ class Lines:
 
     def _say(self, now: float) -> None:
         took = max(now - self._began, 1e-9)
-        left = f"{took * (self._total - self._done) / self._done:.0f} s left" if self._done else ""
+        rest = self._total - self._done
+        left = f"{took * rest / self._done:.0f} s left" if 0 < rest < self._total else ""
         print(
-            f"{self._label}: {self._done / self._total:4.0%}  {self._done / 1e9:.2f} of {self._total / 1e9:.2f} GB"
-            f"  {self._done / took / 1e6:.0f} MB/s  {left}",
+            f"{self._label}: {self._done / self._total:4.0%}  {size(self._done)} of {size(self._total)}"
+            f"  {size(round(self._done / took))}/s  {left}".rstrip(),
             file=self.stream,
             flush=True,
         )

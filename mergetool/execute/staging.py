@@ -15,6 +15,7 @@ from typing import Any
 
 from mergetool.errors import OutputRefused, RunError
 from mergetool.execute.job import Outcome
+from mergetool.execute.measure import FOLDER
 from mergetool.plan import Plan
 from mergetool.storage import system
 
@@ -182,14 +183,19 @@ def _same_file(descriptor: int, path: Path) -> bool:
 
 
 def _resume(plan: Plan, path: Path) -> dict[str, Outcome]:
-    """What the journal of the same plan says is done; a folder of another plan is emptied."""
+    """What the journal of the same plan says is done; a folder of another plan is emptied.
+
+    Of the same plan's only what is continued stays: nothing else that a killed run was writing gets published.
+    """
     done: dict[str, Outcome] = {}
     journal = path / JOURNAL
     lines = journal.read_bytes().splitlines(keepends=True) if journal.exists() else []
-    if not lines or _entry(lines[0]).get("plan") != plan.digest:
-        for item in path.iterdir():
-            if item.name != LOCK:
-                shutil.rmtree(item) if item.is_dir() else item.unlink()
+    ours = bool(lines) and _entry(lines[0]).get("plan") == plan.digest
+    kept = {LOCK, JOURNAL, FOLDER, *(shard.file for shard in plan.shards)} if ours else {LOCK}
+    for item in path.iterdir():
+        if item.name not in kept:
+            shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
+    if not ours:
         return {}
     whole = 0
     for line in lines:

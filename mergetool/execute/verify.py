@@ -53,9 +53,7 @@ class Verification:
         return all(check.ok for check in self.checks)
 
 
-def verify(
-    folder: Path, sample: int = 8, device: str = "cpu", recipe_folder: Path | None = None
-) -> Verification:
+def verify(folder: Path, sample: int = 8, device: str = "cpu", recipe_folder: Path | None = None) -> Verification:
     """Check a model folder that mergetool made; every byte of it is read once, one block at a time.
 
     The tensors to make again are the same every time: the first, the largest, and others at equal distances over

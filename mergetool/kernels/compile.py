@@ -6,20 +6,42 @@ cache of machine code stays valid as long as the text does. Read one to see exac
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from mergetool.kernels.backend import BLOCK, Layout, measure_names
 from mergetool.kernels.rounding import OVERFLOW
 from mergetool.kernels.text import called, plain
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_making = threading.RLock()
+
+
+def _once(make: Callable[P, R]) -> Callable[P, R]:
+    """Make each kernel once, one at a time: CPython 3.11's `ast` gives up when threads parse side by side."""
+    known: dict[Any, R] = {}
+
+    @functools.wraps(make)
+    def made(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _making:
+            key = (args, tuple(kwargs.items()))
+            if key not in known:
+                known[key] = make(*args, **kwargs)
+            return known[key]
+
+    return made
+
 
 HEAD = '''"""{title}, generated from its text; do not edit."""
 
@@ -63,6 +85,7 @@ def _unpack(layout: Layout) -> str:
 
 COMBINE = """
 @njit(nogil=True, cache=True, error_model="numpy")
+@_once
 def combine(start, inputs, out, keys, {arguments}):
     {unpack}
     bad = 0
@@ -76,6 +99,7 @@ def combine(start, inputs, out, keys, {arguments}):
 """
 
 
+@_once
 def combine(
     function: Callable[..., Any], tensors: tuple[str, ...], arguments: tuple[str, ...], layout: Layout
 ) -> Callable[..., int]:
@@ -108,6 +132,7 @@ def combine(
 
 SUMS = """
 @njit(nogil=True, cache=True, error_model="numpy")
+@_once
 def sums(start, inputs, partial, keys, {arguments}):
     {unpack}
     for block in range(partial.shape[0]):
@@ -120,6 +145,7 @@ def sums(start, inputs, partial, keys, {arguments}):
 """
 
 
+@_once
 def sums(
     function: Callable[..., Any], tensors: tuple[str, ...], arguments: tuple[str, ...], layout: Layout, terms: int
 ) -> Callable[..., None]:
@@ -145,6 +171,7 @@ def sums(
 
 HISTOGRAM = """
 @njit(nogil=True, cache=True, error_model="numpy")
+@_once
 def histogram(inputs, counts, prefix):
     {unpack}
     for k in range(x0.size):
@@ -158,6 +185,7 @@ COUNT_WITHIN = """m{i} = f32(abs(widen_{dtype}(x{i}[k]) - base)).view(u32)
             counts[{j}, m{i} & u32(0xFFFF)] += 1"""
 
 
+@_once
 def histogram(layout: Layout, within: bool) -> Callable[..., None]:
     """Compile ``histogram(inputs, counts, prefix)``: count the float32 magnitudes of each delta by their bits.
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-from plan.models import trio
+from plan.models import TIES, trio
 
 from mergetool.storage.dtypes import DTYPES
 
@@ -55,3 +59,49 @@ def shared(tmp_path_factory):
 def folder(tmp_path):
     """The same three models, the test's own."""
     return trio(tmp_path)
+
+
+class Runner:
+    """A process that merges slowly in children, see ``runner.py``."""
+
+    def __init__(self, recipe, scratch):
+        command = [sys.executable, str(Path(__file__).with_name("runner.py")), str(recipe), str(scratch)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+        assert self.process.stdout.readline() == "ready\n"
+
+    def start(self, recipe, output):
+        """Begin a merge; the number of the process that makes it."""
+        self.process.stdin.write(f"{recipe} {output}\n")
+        return int(self.process.stdout.readline())
+
+    def wait_for(self, writes):
+        """Wait until so many writes have begun; whether there were as many."""
+        return all(self.process.stdout.readline() == "write\n" for _ in range(writes))
+
+    def writes(self):
+        """Wait for the end of the merge; how many writes it took."""
+        lines = list(iter(self.process.stdout.readline, "done\n"))
+        assert self.process.stdout.readline() == "ended\n"
+        return len(lines)
+
+    def kill(self, child, how):
+        """Kill the process that merges, and wait until it is gone."""
+        os.kill(child, how)
+        lines = list(iter(self.process.stdout.readline, "ended\n"))
+        return "done\n" not in lines
+
+    def stop(self):
+        """End the process."""
+        self.process.stdin.close()
+        self.process.wait(30)
+        self.process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def runner(shared, tmp_path_factory):
+    """The process that merges slowly; one for all tests, for it takes seconds to start."""
+    recipe = tmp_path_factory.mktemp("runner") / "merge.yaml"
+    recipe.write_text(re.sub(r"(model: )(base|a|b)\b", rf"\g<1>{shared}/\g<2>", f"{TIES}  scope: model\n"))
+    started = Runner(recipe, recipe.with_name("merged"))
+    yield started
+    started.stop()

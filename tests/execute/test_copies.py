@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from execute.conftest import tensors
 from plan.models import TIES, bits, llama, planned, save
 
+from execute.conftest import tensors
 from mergetool.execute import run
 
 KINDS = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import oracles
 import pytest
-from execute.conftest import tensors
 from plan.models import TIES, bits, llama, normal, planned, save, trio
 
+from execute.conftest import tensors
 from mergetool import merge_tensors
 from mergetool.execute import compute, run
 from mergetool.kernels import random

@@ -11,14 +11,16 @@ from itertools import product
 import numpy as np
 import oracles
 import pytest
-from execute.conftest import contents, tensors
 from plan.models import normal, planned, save
 
+from execute.conftest import contents, tensors
 from mergetool.execute import job, run
 from mergetool.plan.memory import LARGEST_TILE, SMALLEST_TILE
 from mergetool.storage.digest import tensor_digest
+from mergetool.storage.dtypes import DTYPES
 from mergetool.storage.header import read_header
 from mergetool.storage.reader import Reader
+from mergetool.storage.shards import shard
 
 BIG, SMALL = "model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weight"
 HEAD = "base_model: base\nmodels: [{model: a}, {model: b}]\nparameters: "
@@ -125,9 +127,6 @@ def test_the_digest_of_numbers_narrower_than_a_byte_does_not_depend_on_tiles(tmp
     bits = 4 if dtype == "F4" else 6
     shape = (3 * SMALLEST_TILE + 8,)
     raw = np.random.default_rng(0).integers(0, 256, shape[0] * bits // 8).astype(np.uint8)
-    from mergetool.storage.dtypes import DTYPES
-    from mergetool.storage.shards import shard
-
     for name in ("base", "a", "b"):
         (tmp_path / name).mkdir()
         parts = [("packed", DTYPES[dtype], shape), ("w", DTYPES["F32"], (4,))]

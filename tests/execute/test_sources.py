@@ -7,9 +7,9 @@ import stat
 
 import numpy as np
 import pytest
-from execute.conftest import contents, fingerprint, tensors
 from plan.models import TIES, llama, planned, save
 
+from execute.conftest import contents, fingerprint, tensors
 from mergetool.errors import CheckpointError, RunError, SourceChanged
 from mergetool.execute import compute, run
 from mergetool.storage import system

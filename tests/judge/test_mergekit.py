@@ -10,6 +10,8 @@ import numpy as np
 import oracles
 import pytest
 
+import mergetool
+
 from .cases import CASES, Case, dare, fill, furthest, tensors
 from .mergekit_env import mergekit_merge
 
@@ -30,6 +32,12 @@ def judged(
 def test_the_oracle_agrees_with_mergekit(judged, models):
     case, merged = judged
     assert furthest(tensors(merged), case.expected(models)) < TOLERANCE
+
+
+def test_mergetool_agrees_with_mergekit_on_the_same_recipe(judged, models, tmp_path):
+    case, merged = judged
+    mergetool.run(mergetool.build(mergetool.load(case.text(models))), tmp_path / "out")
+    assert furthest(tensors(tmp_path / "out"), tensors(merged)) < TOLERANCE
 
 
 def test_slerp_is_tried_on_both_sides_of_its_threshold(models):

@@ -9,10 +9,10 @@ import subprocess
 import sys
 
 import pytest
-from plan.models import TIES, llama, planned, save, trio
 
 from mergetool.plan import build
 from mergetool.recipe import load
+from plan.models import TIES, llama, planned, save, trio
 
 PRINT = """
 import sys

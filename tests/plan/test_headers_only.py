@@ -8,10 +8,10 @@ import sys
 import pytest
 from bench.checkpoints import SIZES
 from bench.checkpoints import shapes as large_shapes
-from plan.models import TIES, planned, sparse
 
 from mergetool.storage import system
 from mergetool.storage.header import read_header
+from plan.models import TIES, planned, sparse
 
 PLAN = """
 import sys

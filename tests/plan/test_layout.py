@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
-from plan.models import TIES, planned, save, shapes
 
 from mergetool.storage.header import read_header
 from mergetool.storage.writer import Writer
+from plan.models import TIES, planned, save, shapes
 
 MODEL_SCOPE = TIES + "  scope: model\n"
 
@@ -64,8 +65,6 @@ def test_a_measure_looks_only_at_the_tensors_that_are_trimmed(trio_folder):
 
 
 def test_a_copy_counts_what_it_compares(tmp_path):
-    import numpy as np
-
     for name in ("base", "a", "b"):
         save(tmp_path / name, {"w": ("F32", np.zeros(5, np.float32)), "steps": ("I64", np.arange(7))})
     plan = planned(tmp_path)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 
 import pytest
-from plan.models import TIES, planned, sparse
 
 from mergetool.errors import PlanError
 from mergetool.plan import memory
+from plan.models import TIES, planned, sparse
 
 MIB = 1 << 20
 SIZE = 1 << 24

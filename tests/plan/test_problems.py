@@ -7,7 +7,6 @@ import shutil
 
 import numpy as np
 import pytest
-from plan.models import TIES, llama, planned, save, trio
 
 from mergetool.errors import (
     CheckpointError,
@@ -19,6 +18,7 @@ from mergetool.errors import (
 )
 from mergetool.plan import build, check
 from mergetool.recipe import load
+from plan.models import TIES, llama, planned, save, trio
 
 Q = "model.layers.0.self_attn.q_proj.weight"
 

@@ -172,7 +172,6 @@ class Encoder:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model = AutoModel.from_pretrained(folder).eval()
 
-    @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> torch.Tensor:
         """One row for each text; texts of about one length share a batch, so that little is padded."""
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
@@ -183,7 +182,8 @@ class Encoder:
                 [texts[i] for i in batch], padding=True, truncation=True, max_length=LONGEST, return_tensors="pt"
             )
             mask = tokens["attention_mask"].unsqueeze(-1)
-            states = self.model(**tokens).last_hidden_state
+            with torch.inference_mode():
+                states = self.model(**tokens).last_hidden_state
             rows[batch] = (states * mask).sum(1) / mask.sum(1)
         return torch.nn.functional.normalize(rows, dim=-1)
 
