@@ -85,7 +85,6 @@ def _unpack(layout: Layout) -> str:
 
 COMBINE = """
 @njit(nogil=True, cache=True, error_model="numpy")
-@_once
 def combine(start, inputs, out, keys, {arguments}):
     {unpack}
     bad = 0
@@ -132,7 +131,6 @@ def combine(
 
 SUMS = """
 @njit(nogil=True, cache=True, error_model="numpy")
-@_once
 def sums(start, inputs, partial, keys, {arguments}):
     {unpack}
     for block in range(partial.shape[0]):
@@ -171,7 +169,6 @@ def sums(
 
 HISTOGRAM = """
 @njit(nogil=True, cache=True, error_model="numpy")
-@_once
 def histogram(inputs, counts, prefix):
     {unpack}
     for k in range(x0.size):

@@ -67,7 +67,9 @@ class Runner:
     def __init__(self, recipe, scratch):
         command = [sys.executable, str(Path(__file__).with_name("runner.py")), str(recipe), str(scratch)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
-        assert self.process.stdout.readline() == "ready\n"
+        if self.process.stdout.readline() != "ready\n":
+            self.stop()
+            pytest.fail("the process that merges slowly did not start")
 
     def start(self, recipe, output):
         """Begin a merge; the number of the process that makes it."""

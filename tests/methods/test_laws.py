@@ -22,6 +22,7 @@ from mergetool.methods.bare import merge_tensors
 from mergetool.methods.declare import Sums
 from methods.cases import (
     BACKENDS,
+    SOURCES,
     STORAGE,
     TORCH,
     Case,
@@ -204,6 +205,18 @@ def test_coordinates_that_are_not_finite_are_counted_once(method):
     case.raw[-1][[4, 7, 8]] = np.nan, -np.inf, np.inf
     expected = len({3, 4, 7, 8})
     assert {name: merge(case, name)[1] for name in BACKENDS} == dict.fromkeys(BACKENDS, expected)
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_an_input_that_is_not_finite_is_counted_though_nothing_of_it_is_kept(value):
+    """A model with a NaN is broken, whatever the method makes of it."""
+    method = METHODS["dare_linear"]
+    case = make(method, {**plainest(method, SOURCES), "density": (0.0,) * SOURCES}, SIZE)
+    case.raw[2][7] = value
+    for name in BACKENDS:
+        out, bad = merge(case, name)
+        np.testing.assert_array_equal(out, case.raw[0])
+        assert bad == 1
 
 
 @methods

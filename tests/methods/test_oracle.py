@@ -6,7 +6,7 @@ import pytest
 
 from mergetool.kernels import random
 from mergetool.methods import METHODS
-from methods.cases import ROUND, SOURCES, Case, every_variant, make, merge, sources_of, ulps, values_of
+from methods.cases import BACKENDS, ROUND, SOURCES, Case, every_variant, make, merge, sources_of, ulps, values_of
 
 SIZE = 4000
 
@@ -139,3 +139,15 @@ def test_ties_of_heavily_tied_deltas_is_the_oracle_s():
     for weight in ((1.0, 1.0, 1.0), (1.0, -0.5, 2.0)):
         case = Case(method, {**parameters, "weight": weight, "density": (0.1, 0.5, 0.9)}, raw, ("F32",) * len(raw))
         assert ulps(merge(case)[0], expected(case).astype(np.float32)) <= 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ties_keeps_what_lies_exactly_at_the_cut(backend):
+    """A float64 delta half way between two float32 numbers, which is the cut itself; ties go to even."""
+    method = METHODS["ties"]
+    values = np.array([1.0 - 2.0**-25, 1.0 - 2.0**-24, 0.5, 0.0])
+    parameters = {n: p.default for n, p in method.parameters.items()} | {"weight": (1.0,), "density": (0.25,)}
+    case = Case(method, parameters, [np.zeros(4), values], ("F64", "F64"), "F64")
+    out, _ = merge(case, backend)
+    np.testing.assert_array_equal(out, [values[0], 0.0, 0.0, 0.0])
+    np.testing.assert_array_equal(out, expected(case))

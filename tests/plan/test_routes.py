@@ -52,7 +52,9 @@ def everything(plan):
     return {(i, name) for i, source in enumerate(plan.sources) for name in source.checkpoint.tensors}
 
 
-@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     head=st.sampled_from([DELTAS, MEAN, MEAN_WITH_BASE]),
     listed=st.sampled_from([("a",), ("a", "b"), ("base", "a", "b")]),
