@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -92,6 +93,12 @@ def test_helpers_and_constants_are_found_deepest_first_also_inside_generators():
     assert list(dict(called(text))) == ["STEP", "half", "quarter"]
 
 
+def write(*args):
+    """Make a kernel anew, though the process has made it before."""
+    compile._module.cache_clear()
+    return getattr(compile.combine, "__wrapped__", compile.combine)(*args)
+
+
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """A kernel cache of this test alone."""
@@ -148,7 +155,7 @@ def combine(start, inputs, out, keys, weight, normalize):
 def test_a_kernel_is_a_module_one_can_read(cache):
     """Nothing is compiled before the first call, so this is cheap."""
     layout = Layout(True, ("BF16", "F32"), "BF16")
-    compile.combine(text, ("base", "delta"), ("weight", "normalize"), layout)
+    write(text, ("base", "delta"), ("weight", "normalize"), layout)
     (path,) = cache.glob("*.py")
     assert path.read_text() == GENERATED
     assert path.name.startswith("text_")
@@ -156,8 +163,7 @@ def test_a_kernel_is_a_module_one_can_read(cache):
 
 def test_another_text_or_layout_is_another_file_and_the_same_is_the_same(cache):
     def make(function, output="F32", sources=2):
-        compile._module.cache_clear()
-        compile.combine(function, ("value",), (), Layout(False, ("F32",) * sources, output))
+        write(function, ("value",), (), Layout(False, ("F32",) * sources, output))
         return {path.name for path in cache.glob("*.py")}
 
     first = make(pairs)
@@ -174,10 +180,9 @@ def plain_two(value):
 
 
 def test_a_kernel_made_by_another_version_of_the_prelude_is_not_used(cache, monkeypatch):
-    compile.combine(pairs, ("value",), (), Layout(False, ("F32",), "F32"))
+    write(pairs, ("value",), (), Layout(False, ("F32",), "F32"))
     monkeypatch.setattr(compile, "_prelude", lambda: "another")
-    compile._module.cache_clear()
-    compile.combine(pairs, ("value",), (), Layout(False, ("F32",), "F32"))
+    write(pairs, ("value",), (), Layout(False, ("F32",), "F32"))
     assert len(list(cache.glob("*.py"))) == 2
 
 
@@ -197,6 +202,16 @@ def test_the_cache_is_the_environment_s_or_the_user_s(tmp_path, monkeypatch):
     assert compile.cache_folder.__wrapped__() == tmp_path / "xdg" / "mergetool" / "kernels"
     monkeypatch.setenv("MERGETOOL_CACHE", str(tmp_path / "own"))
     assert compile.cache_folder.__wrapped__() == tmp_path / "own" / "kernels"
+
+
+def test_threads_may_make_kernels_at_once(cache):
+    """Workers do; each kernel is made once, and asking again gives the same."""
+    layouts = [Layout(False, ("F64",) * sources, "F32") for sources in range(1, 9)]
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda layout: compile.combine(pairs, ("value",), (), layout), layouts * 4))
+    assert len(set(made)) == len(layouts)
+    assert made[: len(layouts)] * 4 == made
+    assert len(list(cache.glob("*.py"))) == len(layouts)
 
 
 COMPILE_AND_RUN = """
