@@ -18,7 +18,7 @@ R = TypeVar("R")
 Inputs = tuple[Array, ...]
 
 
-class Stopped(Exception):  # noqa: N818 - a message between jobs more than an error
+class Stopped(Exception):
     """Another job has failed; this one is given up."""
 
 

@@ -128,7 +128,7 @@ class Plan:
     routes: tuple[Route, ...]
     memory: Memory
     digest: str
-    """A hash of the recipe, the sources' headers and file identities, and the layout: equal digests, equal bytes."""
+    """A hash of the recipe, the sources' configs, headers and files, and the layout: equal digests, equal bytes."""
     output: Path | None
     notes: tuple[str, ...] = ()
     """What a user should know and nothing is wrong with."""
