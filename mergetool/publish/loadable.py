@@ -11,7 +11,7 @@ from typing import Any
 from mergetool.storage.header import Header
 
 
-class CannotTell(Exception):  # noqa: N818 - an answer more than an error
+class CannotTell(Exception):
     """Why it cannot be known here whether the tensors fit the config."""
 
 

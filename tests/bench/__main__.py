@@ -145,8 +145,8 @@ def write(args: argparse.Namespace, costs: dict[str, dict[str, list[dict[str, fl
     docs = ROOT / "docs"
     text = f"""# Benchmarks
 
-Made by `python -m tests.bench {" ".join(sys.argv[1:])}` on {date.today()}: Llama-shaped checkpoints, {args.size} parameters,
-bfloat16, deltas half of which are exactly zero; medians of {args.repeats} interleaved runs (mergekit 0.1.5:
+Made by `python -m tests.bench {" ".join(sys.argv[1:])}` on {date.today()}: Llama-shaped checkpoints, {args.size}
+parameters, bfloat16, deltas half of which are exactly zero; medians of {args.repeats} interleaved runs (mergekit 0.1.5:
 {args.mergekit_repeats}), page cache warm unless it says cold. {machine()}.
 
 Seconds are of the whole process; *engine* is mergetool without its start-up; the *floor* reads every source byte and
