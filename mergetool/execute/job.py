@@ -11,11 +11,10 @@ import numpy as np
 
 from mergetool.execute.buffers import typed
 from mergetool.execute.tiles import Inputs, Sources, tiles
-from mergetool.facts.magnitude import Counts
 from mergetool.kernels.backend import Array, Backend, Layout
 from mergetool.kernels.rounding import widen
 from mergetool.methods import METHODS
-from mergetool.methods.apply import Bound, bind, combiner, count_magnitudes, looks, measure
+from mergetool.methods.apply import Bound, Deltas, bind, combiner, looks, measure
 from mergetool.plan import Job, Plan
 from mergetool.storage.digest import BLOCK_BYTES, block_digest, combine
 
@@ -57,12 +56,9 @@ def is_wide(plan: Plan, job: Job) -> bool:
     return job.size > WIDE * plan.memory.tile and plan.memory.workers > 1
 
 
-def count(
-    plan: Plan, job: Job, sources: Sources, backend: Backend, within: bool, prefix: Array, pool: Executor | None
-) -> Counts:
-    """One counting pass over a job's deltas, for a measure of the whole model."""
-    over = tiles(plan, job, job.reads, sources, False, pool)
-    return count_magnitudes(lambda do: over.visit(lambda s, x, _: do(s, x)), layout(job), within, prefix, backend)
+def deltas(plan: Plan, job: Job, sources: Sources, backend: Backend, pool: Executor | None) -> Deltas:
+    """The magnitudes of a job's deltas, for a measure of the whole model."""
+    return Deltas(tiles(plan, job, job.reads, sources, False, pool).look, layout(job), backend)
 
 
 def work(
@@ -85,7 +81,7 @@ def work(
     over = tiles(plan, job, job.reads, sources, looks(fixed, job.facts), pool)
     known = {name: facts[job.method, name] for name in job.facts}
     shape = layout(job)
-    measured = measure(fixed, shape, job.size, lambda do: over.visit(lambda s, x, _: do(s, x)), backend, known)
+    measured = measure(fixed, shape, job.size, over.look, backend, known)
     kernel = combiner(fixed, shape, measured, backend)
 
     def make(start: int, inputs: Inputs, scratch: Array) -> tuple[list[bytes], Counter[str]]:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from mergetool.errors import CheckpointError
-from mergetool.execute.job import Facts, count, is_wide
+from mergetool.execute.job import Facts, deltas, is_wide
 from mergetool.execute.tiles import Sources
-from mergetool.facts.magnitude import Counts, cuts
+from mergetool.facts.magnitude import cuts
 from mergetool.kernels.backend import Array, Backend
 from mergetool.methods import METHODS
+from mergetool.methods.apply import Deltas
 from mergetool.methods.declare import Cut
 from mergetool.plan import Job, Plan
 from mergetool.storage.dtypes import dtype
@@ -24,6 +26,7 @@ from mergetool.storage.header import lay_out, read_header
 from mergetool.storage.reader import Reader
 from mergetool.storage.writer import atomic_write
 
+R = TypeVar("R")
 FOLDER = "facts"
 
 
@@ -53,29 +56,50 @@ def measure_model(plan: Plan, sources: Sources, backend: Backend, pool: Executor
     return facts
 
 
+@dataclass(frozen=True)
+class _Model:
+    """The magnitudes of the deltas of many jobs; a :class:`mergetool.facts.magnitude.Look`."""
+
+    plan: Plan
+    jobs: Sequence[Job]
+    sources: Sources
+    backend: Backend
+    pool: Executor
+
+    def sample(self, share: float) -> list[Array]:
+        """About a share of each source's magnitudes."""
+        return self._joined(lambda deltas: deltas.sample(share))
+
+    def above(self, thresholds: Array) -> Array:
+        """How many magnitudes of each source reach each threshold."""
+        return sum(self._each(lambda deltas: deltas.above(thresholds)), np.zeros(thresholds.shape, np.int64))
+
+    def between(self, low: Array, high: Array) -> list[Array]:
+        """Each source's magnitudes in a range."""
+        return self._joined(lambda deltas: deltas.between(low, high))
+
+    def _joined(self, look: Callable[[Deltas], list[Array]]) -> list[Array]:
+        return [np.concatenate(rows) for rows in zip(*self._each(look), strict=True)]
+
+    def _each(self, look: Callable[[Deltas], R]) -> Iterator[R]:
+        """Narrow jobs side by side, one to a worker; then each wide one, shared by all."""
+
+        def alone(job: Job) -> R:
+            return look(deltas(self.plan, job, self.sources, self.backend, None))
+
+        yield from self.pool.map(alone, [job for job in self.jobs if not is_wide(self.plan, job)])
+        for job in self.jobs:
+            if is_wide(self.plan, job):
+                yield look(deltas(self.plan, job, self.sources, self.backend, self.pool))
+
+
 def _cuts(
     plan: Plan, jobs: Sequence[Job], measure: str, sources: Sources, backend: Backend, pool: Executor
 ) -> tuple[float, ...]:
     declared = METHODS[jobs[0].method].measures[measure]
     assert isinstance(declared, Cut)
-
-    def everything(within: bool, prefix: Array) -> Counts:
-        total: Counts = np.zeros((len(prefix), 1 << 16), np.int64)
-        guard = threading.Lock()
-
-        def add(job: Job) -> None:  # here and not by the caller: counts that wait to be added up take memory
-            counted = count(plan, job, sources, backend, within, prefix, None)
-            with guard:
-                np.add(total, counted, out=total)
-
-        for _ in pool.map(add, [job for job in jobs if not is_wide(plan, job)]):
-            pass
-        for job in jobs:
-            if is_wide(plan, job):
-                total += count(plan, job, sources, backend, within, prefix, pool)
-        return total
-
-    return cuts(jobs[0].parameters[declared.density], sum(job.size for job in jobs), everything)
+    size = sum(job.size for job in jobs)
+    return cuts(jobs[0].parameters[declared.density], size, _Model(plan, jobs, sources, backend, pool))
 
 
 def _write(path: Path, name: str, values: tuple[float, ...]) -> None:

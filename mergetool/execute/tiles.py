@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from mergetool.execute.buffers import Arena, typed
 from mergetool.kernels.backend import Array
+from mergetool.methods.apply import portion
 from mergetool.plan import Job, Plan, Read
 from mergetool.storage.reader import Reader
 
@@ -48,7 +49,7 @@ class Sources:
 class Tiles:
     """Goes over the tiles of a job; see :class:`mergetool.methods.apply.Visit`.
 
-    ```do`` gets the tile's first coordinate, its inputs, and a scratch buffer as large as the tile's result.
+    ``do`` gets the tile's first coordinate, its inputs, and a scratch buffer as large as the tile's result.
     """
 
     sources: Sources
@@ -60,11 +61,15 @@ class Tiles:
     pool: Executor | None = None
     """Where the tiles of one tensor are worked on together; None: one after another, here."""
 
-    def visit(self, do: Callable[[int, Inputs, Array], R]) -> Iterator[tuple[int, R]]:
-        """Read each tile and call ``do`` on it."""
+    def look(self, do: Callable[[int, Inputs], R], share: float = 1.0) -> Iterator[tuple[int, R]]:
+        """Go over the tiles without making anything."""
+        return self.visit(lambda start, inputs, _: do(start, inputs), share)
+
+    def visit(self, do: Callable[[int, Inputs, Array], R], share: float = 1.0) -> Iterator[tuple[int, R]]:
+        """Read each tile, or a share of it, and call ``do`` on it."""
 
         def one(start: int) -> tuple[int, R]:
-            stop = min(start + self.tile, self.size)
+            stop = start + portion(min(self.tile, self.size - start), share)
             widths = [-(-self.tile * read.tensor.dtype.bits // 8) for read in self.reads]
             *buffers, scratch = self.sources.arena.take([*widths, self.tile * self.scratch])
             inputs = self.sources.load(self.reads, start, stop, buffers)
@@ -81,10 +86,10 @@ class Held(Tiles):
     inputs: Inputs = ()
     buffer: Array | None = None
 
-    def visit(self, do: Callable[[int, Inputs, Array], R]) -> Iterator[tuple[int, R]]:
-        """Call ``do`` on each tile of what is held."""
+    def visit(self, do: Callable[[int, Inputs, Array], R], share: float = 1.0) -> Iterator[tuple[int, R]]:
+        """Call ``do`` on each tile of what is held, or on a share of it."""
         for start in range(0, self.size, self.tile):
-            stop = min(start + self.tile, self.size)
+            stop = start + portion(min(self.tile, self.size - start), share)
             assert self.buffer is not None
             scratch = self.buffer[: (stop - start) * self.scratch]
             yield start, do(start, tuple(x[start:stop] for x in self.inputs), scratch)

@@ -1,36 +1,50 @@
-"""The exact k-th largest magnitude of a tensor's or a whole model's delta, by counting bit patterns twice.
+"""The exact k-th largest magnitude of a tensor's or a whole model's delta, by counting above a few thresholds.
 
-Magnitudes are taken as float32, whose bit patterns sort like the numbers. A first pass counts them by their upper 16
-bits, which tells the bin that holds the k-th; a second counts those in the bin by their lower 16. Counts of tiles,
-tensors and parts just add up, in any order, so the cut is exact however the work was divided. Ties cost nothing.
+Magnitudes are taken as float32, whose bit patterns sort like the numbers. A sample tells where the k-th should be;
+one pass counts how many magnitudes reach each of sixteen thresholds around it; when few are left between two
+thresholds another pass gathers them. Counts of tiles, tensors and parts just add up, in any order, and a wrong guess
+only costs another pass, so the cut is exact however the work was divided. Ties cost nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mergetool.kernels.backend import THRESHOLDS
 from mergetool.kernels.rounding import OVERFLOW
 
+Bits = NDArray[np.uint32]
 Counts = NDArray[np.int64]
-"""Shape [sources, 65536]."""
-CountPass = Callable[[bool, NDArray[np.uint32]], Counts]
-"""``count(within, prefix)``: counts by upper bits, or by lower bits within each source's prefix."""
 
 INFINITY = 0x7F800000
 """The bits of an infinite float32, which a float64 delta may round to."""
-SKIP = np.uint32(0xFFFFFFFF)
-"""A prefix that no magnitude has: the source is not looked at."""
+ABOVE_ALL = 0x80000000
+"""One more than the bits of any magnitude."""
+SAMPLE = 1 << 17
+"""Magnitudes of a source that are looked at to guess its cut."""
+LARGEST_GATHER = 1 << 17
+"""Magnitudes of a source gathered at once, at most."""
+CHEAP_GATHER = 1 << 12
+"""So few that gathering them always beats counting again."""
+SPREAD = (-16.0, -6.0, -3.0, -1.5, -0.7, -0.25, -0.1, 0.1, 0.25, 0.7, 1.5, 3.0, 6.0, 16.0)
+"""Where thresholds lie around the guess, in standard deviations of a sample's quantile."""
 
 
-def _select(counts: NDArray[np.int64], rank: int) -> tuple[int, int]:
-    """Return the bin that holds the rank-th largest (1 is the largest) and the rank within that bin."""
-    above = np.cumsum(counts[::-1])
-    place = int(np.searchsorted(above, rank))
-    before = int(above[place - 1]) if place else 0
-    return len(counts) - 1 - place, rank - before
+class Look(Protocol):
+    """Ways to look at the magnitudes of all sources' deltas."""
+
+    def sample(self, share: float) -> list[Bits]:
+        """About a ``share`` of each source's magnitudes, all of them when it is 1."""
+
+    def above(self, thresholds: Bits) -> Counts:
+        """How many magnitudes of each source reach each threshold: [sources, THRESHOLDS] of both."""
+
+    def between(self, low: Bits, high: Bits) -> list[Bits]:
+        """Each source's magnitudes in ``low <= bits < high``."""
 
 
 def _smallest_that_rounds_to(bits: int) -> float:
@@ -55,26 +69,103 @@ def trivial(density: float) -> bool:
     return density >= 1.0 or density <= 0.0
 
 
-def cuts(densities: tuple[float, ...], size: int, count: CountPass) -> tuple[float, ...]:
+@dataclass
+class _Search:
+    """What is known of one source's cut: ``count(low) >= rank > count(high)``, where count is of those that reach."""
+
+    rank: int
+    size: int
+    low: int = 0
+    high: int = ABOVE_ALL
+    above: int = 0
+    """How many reach ``high``."""
+    reach: int = -1
+    """How many reach ``low``."""
+    guessed: bool = False
+    """Whether the sample was asked: what it knows it says at once."""
+
+    def __post_init__(self) -> None:
+        self.reach = self.size
+
+    @property
+    def found(self) -> bool:
+        """Whether ``low`` is the cut."""
+        return self.high == self.low + 1
+
+    @property
+    def few(self) -> bool:
+        """Whether so few are left that gathering them is cheaper than counting again."""
+        return self.reach - self.above <= min(max(CHEAP_GATHER, self.size >> 9), LARGEST_GATHER)
+
+    def guesses(self, sample: Bits) -> Bits:
+        """Thresholds strictly between low and high: around the sample's quantile at first, then evenly."""
+        if not self.guessed and len(sample):
+            self.guessed = True
+            middle = len(sample) * self.rank / self.size
+            deviation = np.sqrt(max(middle * (1 - self.rank / self.size), 1.0))
+            places = np.clip([middle + step * deviation for step in (0.0, *SPREAD)], 0, len(sample) - 1).astype(int)
+            values = [int(sample[places[0]]) + 1, *(int(sample[place]) for place in places)]
+        else:
+            values = [self.low + (self.high - self.low) * i // (THRESHOLDS + 1) for i in range(1, THRESHOLDS + 1)]
+        inside = [min(max(value, self.low + 1), self.high - 1) for value in values]
+        return np.array(inside, np.uint32)
+
+    def learn(self, thresholds: Bits, counts: Counts) -> None:
+        """Move low and high to the nearest thresholds."""
+        for threshold, count in zip(thresholds.tolist(), counts.tolist(), strict=True):
+            if count >= self.rank and threshold > self.low:
+                self.low, self.reach = threshold, count
+            elif count < self.rank and threshold < self.high:
+                self.high, self.above = threshold, count
+
+    def finish(self, among: Bits) -> None:
+        """Find the cut among all magnitudes from low to high."""
+        place = len(among) - (self.rank - self.above)
+        self.low = int(np.partition(among, place)[place])
+        self.high = self.low + 1
+
+
+def cuts(densities: tuple[float, ...], size: int, look: Look) -> tuple[float, ...]:
     """For each source the float64 cut such that ``|delta| >= cut`` keeps its ``density`` of ``size`` entries.
 
     Args:
         densities: the share kept of each source.
-        size: the number of entries that were or will be counted for each source.
-        count: makes a counting pass over all of them; called twice, or not at all when every density is trivial.
+        size: the number of entries of each source.
+        look: goes over them; not called when every density is trivial.
     """
     result = [0.0 if density >= 1.0 else np.inf for density in densities]
-    looked = [i for i, density in enumerate(densities) if not trivial(density)]
-    if not looked or size == 0:
+    wanted = {i: _Search(kept(d, size), size) for i, d in enumerate(densities) if not trivial(d)}
+    if not wanted or size == 0:
         return tuple(result)
-    prefix = np.full(len(densities), SKIP, np.uint32)
-    ranks = {}
-    upper = count(False, prefix)
-    for i in looked:
-        place, ranks[i] = _select(upper[i], kept(densities[i], size))
-        prefix[i] = place
-    lower = count(True, prefix)
-    for i in looked:
-        place, _ = _select(lower[i], ranks[i])
-        result[i] = _smallest_that_rounds_to((int(prefix[i]) << 16) | place)
+    share = min(1.0, SAMPLE / size)
+    samples = look.sample(share)
+    for i, search in wanted.items():
+        samples[i] = np.sort(samples[i])[::-1]
+        if share == 1.0:
+            search.finish(samples[i])
+    while left := {i: search for i, search in wanted.items() if not search.found}:
+        if all(search.few for search in left.values()):
+            _gather(left, len(densities), look)
+        else:
+            _count(left, len(densities), samples, look)
+    for i, search in wanted.items():
+        result[i] = _smallest_that_rounds_to(search.low)
     return tuple(result)
+
+
+def _gather(left: dict[int, _Search], sources: int, look: Look) -> None:
+    low, high = np.full(sources, ABOVE_ALL, np.uint32), np.full(sources, ABOVE_ALL, np.uint32)
+    for i, search in left.items():
+        low[i], high[i] = search.low, search.high
+    among = look.between(low, high)
+    for i, search in left.items():
+        search.finish(among[i])
+
+
+def _count(left: dict[int, _Search], sources: int, samples: list[Bits], look: Look) -> None:
+    thresholds = np.full((sources, THRESHOLDS), ABOVE_ALL, np.uint32)
+    for i, search in left.items():
+        thresholds[i] = search.guesses(samples[i])
+    counts = look.above(thresholds)
+    for i, search in left.items():
+        search.learn(thresholds[i], counts[i])

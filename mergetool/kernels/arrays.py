@@ -5,7 +5,7 @@ Both compute in float64 like the compiled kernels, operation by operation, so al
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FunctionType
 from typing import Any
 
@@ -60,9 +60,14 @@ class NumpyArrays:
         bits: Array = np.abs(delta).astype(np.float32).view(np.uint32)
         return bits
 
-    def count(self, codes: Any) -> Array:
-        """How often each of 65536 codes occurs."""
-        return np.bincount(codes, minlength=1 << 16)
+    def reaching(self, bits: Any, threshold: int) -> int:
+        """How many magnitudes reach a threshold."""
+        return int((bits >= threshold).sum())
+
+    def gathered(self, bits: Any, low: int, high: int) -> Array:
+        """The magnitudes in ``low <= bits < high``."""
+        inside: Array = bits[(bits >= low) & (bits < high)]
+        return inside
 
     def _given(self, tensors: tuple[str, ...], layout: Layout, start: int, inputs: Any, keys: Any) -> dict[str, Any]:
         wide = [self.load(raw, dtype) for raw, dtype in zip(inputs, layout.inputs, strict=True)]
@@ -108,15 +113,29 @@ class NumpyArrays:
 
         return run
 
-    def histogram(self, layout: Layout, within: bool) -> Callable[..., None]:
-        """As :meth:`mergetool.kernels.backend.Backend.histogram`."""
+    def _magnitudes(self, layout: Layout, inputs: Any) -> Iterator[tuple[int, Any]]:
+        """The bits of each source's magnitudes."""
+        wide = [self.load(raw, dtype) for raw, dtype in zip(inputs, layout.inputs, strict=True)]
+        for i, value in enumerate(wide[1:]):
+            with np.errstate(all="ignore"):
+                yield i, self.magnitude_bits(value - wide[0])
 
-        def run(inputs: Any, counts: Array, prefix: Array) -> None:
-            wide = [self.load(raw, dtype) for raw, dtype in zip(inputs, layout.inputs, strict=True)]
-            for i, value in enumerate(wide[1:]):
-                with np.errstate(all="ignore"):
-                    bits = self.magnitude_bits(value - wide[0])
-                upper = bits >> 16
-                counts[i] += self.count(bits[upper == int(prefix[i])] & 0xFFFF if within else upper)
+    def above(self, layout: Layout) -> Callable[..., None]:
+        """As :meth:`mergetool.kernels.backend.Backend.above`."""
+
+        def run(inputs: Any, thresholds: Array, counts: Array) -> None:
+            for i, bits in self._magnitudes(layout, inputs):
+                counts[i] += [self.reaching(bits, int(threshold)) for threshold in thresholds[i]]
+
+        return run
+
+    def between(self, layout: Layout) -> Callable[..., None]:
+        """As :meth:`mergetool.kernels.backend.Backend.between`."""
+
+        def run(inputs: Any, low: Array, high: Array, found: Array, used: Array) -> None:
+            for i, bits in self._magnitudes(layout, inputs):
+                inside = self.gathered(bits, int(low[i]), int(high[i]))[: found.shape[1] - used[i]]
+                found[i, used[i] : used[i] + len(inside)] = inside
+                used[i] += len(inside)
 
         return run

@@ -1,4 +1,4 @@
-"""What a place of computation offers: the three kinds of kernel made from a coordinate text."""
+"""What a place of computation offers: the kernels made from a coordinate text, and two that look at magnitudes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Text = Callable[..., Any]
 
+THRESHOLDS = 16
+"""Thresholds counted in one pass over a delta."""
 BLOCK = 1 << 16
 """Coordinates summed at once; sums of a tensor are the exact sum of its blocks', whatever the tiles were."""
 
@@ -50,11 +52,18 @@ class Backend(Protocol):
     ) -> Callable[..., None]:
         """Make ``sums(start, inputs, partial, keys, *arguments)``; partial is float64 of shape [blocks, terms]."""
 
-    def histogram(self, layout: Layout, within: bool) -> Callable[..., None]:
-        """Make ``histogram(inputs, counts, prefix)``: add the float32 magnitudes of each delta to ``counts``.
+    def above(self, layout: Layout) -> Callable[..., None]:
+        """Make ``above(inputs, thresholds, counts)``: count the magnitudes of each delta that reach each threshold.
 
-        ``counts`` is int64 of shape [sources, 65536]: by upper 16 bits, or ``within`` those whose upper bits are the
-        source's ``prefix`` by lower 16.
+        Magnitudes are the bits of a float32; ``thresholds`` is uint32 and ``counts``, added to, int64, both of shape
+        [sources, THRESHOLDS].
+        """
+
+    def between(self, layout: Layout) -> Callable[..., None]:
+        """Make ``between(inputs, low, high, found, used)``: gather each delta's magnitudes in ``low <= bits < high``.
+
+        ``low`` and ``high`` are uint32 of shape [sources]; ``found``, uint32 of shape [sources, room], is filled from
+        ``used``, int64 of shape [sources], on; what finds no room is left out.
         """
 
 

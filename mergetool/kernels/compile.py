@@ -19,8 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ParamSpec, TypeVar
 
-from mergetool.kernels.backend import BLOCK, Layout, measure_names
-from mergetool.kernels.rounding import OVERFLOW
+from mergetool.kernels.backend import BLOCK, THRESHOLDS, Layout, measure_names
 from mergetool.kernels.text import called, plain
 
 P = ParamSpec("P")
@@ -62,7 +61,7 @@ def _compiled(source: str) -> str:
     return f'@njit(error_model="numpy")\n{source}\n'
 
 
-def _load_inputs(layout: Layout, tensors: tuple[str, ...]) -> list[str]:
+def _load_inputs(layout: Layout, tensors: tuple[str, ...], start: str = "start") -> list[str]:
     """Lines that give every tensor argument of the text its value at coordinate k."""
     first = int(layout.base)
     lines = [f"w{i} = widen_{dtype}(x{i}[k])" for i, dtype in enumerate(layout.inputs)]
@@ -74,7 +73,7 @@ def _load_inputs(layout: Layout, tensors: tuple[str, ...]) -> list[str]:
     if "delta" in tensors:
         lines.append(f"delta = ({', '.join(f'{v} - w0' for v in values)},)")
     if "chance" in tensors:
-        draws = [f"draw(keys[{i}], u64(start + k))" for i in range(layout.sources)]
+        draws = [f"draw(keys[{i}], u64({start} + k))" for i in range(layout.sources)]
         lines.append(f"chance = ({', '.join(draws)},)")
     return lines
 
@@ -87,13 +86,12 @@ COMBINE = """
 @njit(nogil=True, cache=True, error_model="numpy")
 def combine(start, inputs, out, keys, {arguments}):
     {unpack}
-    bad = 0
+    bad = u32(0)
     for k in range(out.size):
         {load}
-        result = {name}({call})
-        out[k] = narrow_{output}(result)
-        finite = abs(result) < {limit}{finite}
-        bad += 0 if finite else 1
+        result = narrow_{output}({name}({call}))
+        out[k] = result
+        bad = u32(bad + u32({strange}))
     return bad
 """
 
@@ -122,8 +120,9 @@ def combine(
         name=function.__name__,
         call=", ".join((*tensors, *arguments)),
         output=layout.output,
-        limit="math.inf" if layout.output == "F64" else repr(OVERFLOW[layout.output]),
-        finite="".join(f" and abs(w{i}) < math.inf" for i in range(len(layout.inputs))),
+        strange=" | ".join(
+            [f"strange_{layout.output}(result)", *(f"strange_{d}(x{i}[k])" for i, d in enumerate(layout.inputs))]
+        ),
     )
     kernel: Callable[..., int] = _module(function.__name__, text).combine
     return kernel
@@ -132,15 +131,21 @@ def combine(
 SUMS = """
 @njit(nogil=True, cache=True, error_model="numpy")
 def sums(start, inputs, partial, keys, {arguments}):
-    {unpack}
+    lanes = np.empty(({terms}, {lanes}))
     for block in range(partial.shape[0]):
-        {zero}
-        for k in range(block * {block}, min((block + 1) * {block}, x0.size)):
-            {load}
-            terms = {name}({call})
-            {add}
-        {store}
+        lanes[:] = 0.0
+        for piece in range(block * {block}, min((block + 1) * {block}, inputs[0].size), {lanes}):
+            {pieces}
+            start_piece = start + piece
+            for k in range(x0.size):
+                {load}
+                terms = {name}({call})
+                {add}
+        for i in range({terms}):
+            partial[block, i] = lanes[i].sum()
 """
+LANES = 1024
+"""Sums kept side by side, so that a vector of any width adds up the same numbers in the same order."""
 
 
 @_once
@@ -154,47 +159,104 @@ def sums(
     text = HEAD.format(title=function.__name__) + _functions(function, layout.sources, arguments)
     text += SUMS.format(
         arguments=", ".join(arguments),
-        unpack=_unpack(layout),
+        terms=terms,
+        lanes=LANES,
         block=BLOCK,
-        zero="; ".join(f"s{i} = 0.0" for i in range(terms)),
-        load="\n            ".join(_load_inputs(layout, tensors)),
+        pieces="; ".join(f"x{i} = inputs[{i}][piece : piece + {LANES}]" for i in range(len(layout.inputs))),
+        load="\n                ".join(_load_inputs(layout, tensors, "start_piece")),
         name=function.__name__,
         call=", ".join((*tensors, *arguments)),
-        add="\n            ".join(f"s{i} += terms[{i}]" for i in range(terms)),
-        store="\n        ".join(f"partial[block, {i}] = s{i}" for i in range(terms)),
+        add="\n                ".join(f"lanes[{i}, k] += terms[{i}]" for i in range(terms)),
     )
     kernel: Callable[..., None] = _module(function.__name__, text).sums
     return kernel
 
 
-HISTOGRAM = """
+ABOVE = """
 @njit(nogil=True, cache=True, error_model="numpy")
-def histogram(inputs, counts, prefix):
+def above(inputs, thresholds, counts):
     {unpack}
-    for k in range(x0.size):
-        base = widen_{base}(x0[k])
-        {count}
+    for start in range(0, x0.size, {piece}):
+        base = x0[start:start + {piece}]
+{sources}
 """
-COUNT = """m{i} = f32(abs(widen_{dtype}(x{i}[k]) - base)).view(u32)
-        counts[{j}, m{i} >> u32(16)] += 1"""
-COUNT_WITHIN = """m{i} = f32(abs(widen_{dtype}(x{i}[k]) - base)).view(u32)
-        if u32(m{i} >> u32(16)) == prefix[{j}]:
-            counts[{j}, m{i} & u32(0xFFFF)] += 1"""
+ABOVE_SOURCE = """
+        value = x{i}[start:start + {piece}]
+        {zero}
+        {cuts}
+        for k in range(value.size):
+            bits = {bits}
+            {count}
+        {add}
+"""
+BETWEEN = """
+@njit(nogil=True, cache=True, error_model="numpy")
+def between(inputs, low, high, found, used):
+    {unpack}
+    room = found.shape[1]
+{sources}
+"""
+BETWEEN_SOURCE = """
+    lowest = low[{j}]
+    width = u32(high[{j}] - lowest)
+    taken = used[{j}]
+    for start in range(0, x0.size, {piece}):
+        base = x0[start:start + {piece}]
+        value = x{i}[start:start + {piece}]
+        hits = u32(0)
+        for k in range(value.size):
+            bits = {bits}
+            hits = u32(hits + u32(u32(bits - lowest) < width))
+        if hits > u32(0):
+            for k in range(value.size):
+                bits = {bits}
+                if u32(bits - lowest) < width and taken < room:
+                    found[{j}, taken] = bits
+                    taken += 1
+    used[{j}] = taken
+"""
+
+
+def _magnitude(layout: Layout, source: int) -> str:
+    """The bits of a delta's magnitude as float32.
+
+    The difference of two floats that float32 holds is the same whether it is rounded to float32 at once or by way
+    of float64, whose rounding never lands half-way between two float32; so only float64 inputs need the detour.
+    """
+    pair = layout.inputs[source], layout.inputs[0]
+    load = "widen" if "F64" in pair else "single"
+    return f"f32(abs({load}_{pair[0]}(value[k]) - {load}_{pair[1]}(base[k]))).view(u32)"
 
 
 @_once
-def histogram(layout: Layout, within: bool) -> Callable[..., None]:
-    """Compile ``histogram(inputs, counts, prefix)``: count the float32 magnitudes of each delta by their bits.
-
-    ``counts`` is int64 of shape [sources, 65536]. By their upper 16 bits, or ``within`` those whose upper bits are
-    ``prefix`` (uint32, one for each source) by their lower 16.
-    """
-    template = COUNT_WITHIN if within else COUNT
-    lines = [template.format(i=i, j=i - 1, dtype=dtype) for i, dtype in enumerate(layout.inputs) if i]
-    text = HEAD.format(title="histogram") + HISTOGRAM.format(
-        unpack=_unpack(layout), base=layout.inputs[0], count="\n        ".join(lines)
+def above(layout: Layout) -> Callable[..., None]:
+    """Compile ``above(inputs, thresholds, counts)``: as :meth:`mergetool.kernels.backend.Backend.above`."""
+    cuts = range(THRESHOLDS)
+    sources = "".join(
+        ABOVE_SOURCE.format(
+            i=i,
+            piece=4096,
+            zero="; ".join(f"c{n} = u32(0)" for n in cuts),
+            cuts="; ".join(f"t{n} = thresholds[{i - 1}, {n}]" for n in cuts),
+            bits=_magnitude(layout, i),
+            count="\n            ".join(f"c{n} = u32(c{n} + u32(bits >= t{n}))" for n in cuts),
+            add="; ".join(f"counts[{i - 1}, {n}] += c{n}" for n in cuts),
+        )
+        for i in range(1, len(layout.inputs))
     )
-    kernel: Callable[..., None] = _module("histogram", text).histogram
+    text = HEAD.format(title="above") + ABOVE.format(unpack=_unpack(layout), piece=4096, sources=sources)
+    kernel: Callable[..., None] = _module("above", text).above
+    return kernel
+
+
+@_once
+def between(layout: Layout) -> Callable[..., None]:
+    """Compile ``between(inputs, low, high, found, used)``: as :meth:`mergetool.kernels.backend.Backend.between`."""
+    sources = "".join(
+        BETWEEN_SOURCE.format(i=i, j=i - 1, piece=64, bits=_magnitude(layout, i)) for i in range(1, len(layout.inputs))
+    )
+    text = HEAD.format(title="between") + BETWEEN.format(unpack=_unpack(layout), sources=sources)
+    kernel: Callable[..., None] = _module("between", text).between
     return kernel
 
 

@@ -1,7 +1,7 @@
 """What compiled kernels are made of: dtypes widened to float64 and rounded back once, random draws, the language.
 
 Every function is a Numba scalar function that LLVM inlines into a loop and vectorises. bfloat16 and float16 arrive as
-uint16 bit patterns, float8 as uint8.
+uint16 bit patterns, float8 as uint8. ``strange`` tells a NaN or an infinity by its raw bits.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from numba import njit
 
 from mergetool.kernels.rounding import FLOAT8_VALUES
 
-u32, u64, f32, f64 = np.uint32, np.uint64, np.float32, np.float64
+u32, u64, f32, f64, i64 = np.uint32, np.uint64, np.float32, np.float64, np.int64
 
 F8_E4M3_VALUES = FLOAT8_VALUES["F8_E4M3"]
 F8_E5M2_VALUES = FLOAT8_VALUES["F8_E5M2"]
@@ -84,13 +84,47 @@ def widen_F8_E5M2(x):  # type: ignore[no-untyped-def]  # noqa: D103, N802
 
 
 @njit(error_model="numpy")
-def odd_bits(x):  # type: ignore[no-untyped-def]
-    """The bits of x in float32, rounded *to odd*: a second rounding to fewer bits then comes out as if done once."""
-    nearest = f32(x)
-    bits = nearest.view(u32)
-    error = x - f64(nearest)
-    step = u32(1) if ((error > 0.0) == (x > 0.0)) else u32(0xFFFFFFFF)
-    return u32(bits + (step if (error != 0.0 and u32(bits & u32(1)) == u32(0)) else u32(0)))
+def single_F32(x):  # type: ignore[no-untyped-def]  # noqa: D103, N802
+    return x
+
+
+@njit(error_model="numpy")
+def single_BF16(x):  # type: ignore[no-untyped-def]  # noqa: D103, N802
+    return u32(u32(x) << u32(16)).view(f32)
+
+
+@njit(error_model="numpy")
+def single_F16(x):  # type: ignore[no-untyped-def]  # noqa: D103, N802
+    return f32(widen_F16(x))
+
+
+@njit(error_model="numpy")
+def single_F8_E4M3(x):  # type: ignore[no-untyped-def]  # noqa: D103, N802
+    return f32(F8_E4M3_VALUES[x])
+
+
+@njit(error_model="numpy")
+def single_F8_E5M2(x):  # type: ignore[no-untyped-def]  # noqa: D103, N802
+    return f32(F8_E5M2_VALUES[x])
+
+
+@njit(error_model="numpy")
+def rounded(x, digits, lowest, highest):  # type: ignore[no-untyped-def]
+    """Round the magnitude of x to fewer significant bits, once and to nearest even, subnormals included.
+
+    Adding and taking away a power of two, 2**digits times that of x, leaves a multiple of the wanted unit.
+    ``lowest`` and ``highest`` are the exponents between which the unit follows x, as float64 bits.
+    """
+    bits = f64(x).view(u64)
+    exponent = min(max(u64(bits & u64(0x7FF0000000000000)), lowest), highest)
+    power = u64(exponent + u64(digits << 52)).view(f64)
+    return (abs(x) + power) - power
+
+
+@njit(error_model="numpy")
+def sign_bit(x):  # type: ignore[no-untyped-def]
+    """The sign as bit 15, where 16-bit floats have it."""
+    return u32(u64(f64(x).view(u64) >> u64(48)) & u64(0x8000))
 
 
 @njit(error_model="numpy")
@@ -105,43 +139,61 @@ def narrow_F32(x):  # type: ignore[no-untyped-def]  # noqa: D103, N802
 
 @njit(error_model="numpy")
 def narrow_BF16(x):  # type: ignore[no-untyped-def]  # noqa: N802
-    """Round to nearest even; an overflow to infinity survives the nudge of odd_bits, because it rounds up again."""
-    bits = odd_bits(x)
-    rounded = u32(u32(bits + u32(0x7FFF) + u32(u32(bits >> u32(16)) & u32(1))) >> u32(16))
-    return np.uint16(u32(0x7FC0) if x != x else rounded)
+    """8 significant bits, exponents from -126 to 127; every NaN is the same."""
+    near = f32(rounded(x, 45, u64(0x3810000000000000), u64(0x47F0000000000000)))
+    return np.uint16(u32(0x7FC0) if x != x else u32(u32(near.view(u32) >> u32(16)) | sign_bit(x)))
 
 
 @njit(error_model="numpy")
 def narrow_F16(x):  # type: ignore[no-untyped-def]  # noqa: N802
-    """Scale so that float16's last bit becomes the unit of a magic sum, which rounds to nearest even."""
-    magnitude = abs(x)
-    if magnitude != magnitude:
-        return np.uint16(0x7E00)
-    # the spacing of float16 numbers around x: 2**-24 below 2**-14, then 2**-10 of the leading power of two
-    power = u64(f64(max(magnitude, 6.103515625e-05)).view(u64) & u64(0x7FF0000000000000)).view(f64)
-    unit = power * 0.0009765625
-    steps = magnitude / unit
-    magic = 6755399441055744.0
-    rounded = ((steps + magic) - magic) * unit  # rounds to a multiple of unit, ties to even
-    if not rounded < 65520.0:  # of an infinity it is a NaN
-        code = u32(0x7C00)
-    elif rounded < 6.103515625e-05:
-        code = u32(rounded * 16777216.0)
-    else:
-        bits = f32(rounded).view(u32)
-        code = u32(u32(bits >> u32(13)) - u32(112 << 10))
-    return np.uint16(u32(code | u32(u64(f64(x).view(u64) >> u64(63)) << u64(15))))
+    """11 significant bits, exponents from -14 to 15; every NaN is the same."""
+    near = rounded(x, 42, u64(0x3F10000000000000), u64(0x40F0000000000000))
+    normal = u32(u32(f32(near).view(u32) >> u32(13)) - u32(112 << 10))
+    tiny = u32(near * 16777216.0 if near < 6.103515625e-05 else 0.0)
+    code = tiny if near < 6.103515625e-05 else (normal if near < 65520.0 else u32(0x7C00))
+    return np.uint16(u32(0x7E00) if x != x else u32(code | sign_bit(x)))
+
+
+@njit(error_model="numpy")
+def strange_F64(x):  # type: ignore[no-untyped-def]  # noqa: D103, N802
+    return u32(u64(f64(x).view(u64) & u64(0x7FF0000000000000)) == u64(0x7FF0000000000000))
+
+
+@njit(error_model="numpy")
+def strange_F32(x):  # type: ignore[no-untyped-def]  # noqa: D103, N802
+    return u32(u32(f32(x).view(u32) & u32(0x7F800000)) == u32(0x7F800000))
+
+
+@njit(error_model="numpy")
+def strange_BF16(x):  # type: ignore[no-untyped-def]  # noqa: D103, N802
+    return u32(u32(x & u32(0x7F80)) == u32(0x7F80))
+
+
+@njit(error_model="numpy")
+def strange_F16(x):  # type: ignore[no-untyped-def]  # noqa: D103, N802
+    return u32(u32(x & u32(0x7C00)) == u32(0x7C00))
+
+
+@njit(error_model="numpy")
+def strange_F8_E4M3(x):  # type: ignore[no-untyped-def]  # noqa: D103, N802
+    return u32(u32(x & u32(0x7F)) == u32(0x7F))
+
+
+@njit(error_model="numpy")
+def strange_F8_E5M2(x):  # type: ignore[no-untyped-def]  # noqa: D103, N802
+    return u32(u32(x & u32(0x7C)) == u32(0x7C))
 
 
 @njit(error_model="numpy")
 def draw(key, coordinate):  # type: ignore[no-untyped-def]
     """A number in [0, 1), the same for the same key and coordinate on any machine: Philox2x32-10 (Salmon 2011)."""
-    low = u32(coordinate & u64(0xFFFFFFFF))
-    high = u32(u32(coordinate >> u64(32)) ^ u32(key >> u64(32)))
-    turn = u32(key & u64(0xFFFFFFFF))
-    for _ in range(10):
-        product = u64(u64(low) * u64(0xD256D193))
-        low = u32(u32(product >> u64(32)) ^ turn ^ high)
-        high = u32(product & u64(0xFFFFFFFF))
-        turn = u32(turn + u32(0x9E3779B9))
-    return f64(low) * 2.3283064365386963e-10
+    word = u64(0xFFFFFFFF)
+    low = coordinate & word
+    high = (coordinate >> u64(32)) ^ (key >> u64(32))
+    turn = key & word
+    for _ in range(10):  # in 64-bit lanes throughout, which LLVM keeps in vectors
+        product = low * u64(0xD256D193)
+        low = (product >> u64(32)) ^ turn ^ high
+        high = product & word
+        turn = (turn + u64(0x9E3779B9)) & word
+    return f64(i64(low)) * 2.3283064365386963e-10

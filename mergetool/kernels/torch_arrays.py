@@ -109,11 +109,11 @@ class TorchArrays(NumpyArrays):
         sums: Array = torch.stack([part.sum() for part in term.split(BLOCK)]).cpu().numpy()
         return sums
 
-    def magnitude_bits(self, delta: torch.Tensor) -> Any:
-        """The float32 bit patterns of the magnitudes."""
-        return delta.abs().float().view(torch.int32)
+    def magnitude_bits(self, delta: torch.Tensor) -> torch.Tensor:
+        """The float32 bit patterns of the magnitudes, as int64."""
+        return delta.abs().float().view(torch.int32).long()
 
-    def count(self, codes: torch.Tensor) -> Array:
-        """How often each of 65536 codes occurs."""
-        counts: Array = torch.bincount(codes, minlength=1 << 16).cpu().numpy()
-        return counts
+    def gathered(self, bits: torch.Tensor, low: int, high: int) -> Array:
+        """The magnitudes in ``low <= bits < high``."""
+        inside: Array = bits[(bits >= low) & (bits < high)].cpu().numpy().astype(np.uint32)
+        return inside

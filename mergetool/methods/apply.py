@@ -22,11 +22,17 @@ Inputs = tuple[Array, ...]
 class Visit(Protocol):
     """Goes over all tiles of a tensor, calls ``do(start, inputs)`` on each, and returns the results in any order.
 
-    Tiles start at multiples of :data:`mergetool.kernels.backend.BLOCK`; results come with their start.
+    Tiles start at multiples of :data:`mergetool.kernels.backend.BLOCK`; results come with their start. With a
+    ``share`` below 1 only about so much of each tile is looked at, from its start on.
     """
 
-    def __call__(self, do: Callable[[int, Inputs], R]) -> Iterable[tuple[int, R]]:
+    def __call__(self, do: Callable[[int, Inputs], R], share: float = 1.0) -> Iterable[tuple[int, R]]:
         """Call ``do`` on every tile."""
+
+
+def portion(length: int, share: float) -> int:
+    """How much of a tile is looked at: a share of it, in whole runs of 64."""
+    return min(length, -(-math.ceil(length * share) // 64) * 64)
 
 
 @dataclass(frozen=True)
@@ -79,19 +85,46 @@ def looks(bound: Bound, facts: Sequence[str] = ()) -> bool:
     return False
 
 
-def count_magnitudes(visit: Visit, layout: Layout, within: bool, prefix: Array, backend: Backend) -> magnitude.Counts:
-    """Make one counting pass of :func:`mergetool.facts.magnitude.cuts` over a tensor."""
-    kernel = backend.histogram(layout, within)
+@dataclass(frozen=True)
+class Deltas:
+    """The magnitudes of a tensor's deltas; a :class:`mergetool.facts.magnitude.Look`."""
 
-    def count(start: int, inputs: Inputs) -> Array:
-        counts = np.zeros((layout.sources, 1 << 16), np.int64)
-        kernel(inputs, counts, prefix)
-        return counts
+    visit: Visit
+    layout: Layout
+    backend: Backend
 
-    total = np.zeros((layout.sources, 1 << 16), np.int64)
-    for _, counts in visit(count):
-        total += counts
-    return total
+    def sample(self, share: float) -> list[Array]:
+        """About a share of each source's magnitudes."""
+        low, high = np.zeros(self.layout.sources, np.uint32), np.full(self.layout.sources, 0xFFFFFFFF, np.uint32)
+        return self._gathered(low, high, share)
+
+    def above(self, thresholds: Array) -> Array:
+        """How many magnitudes of each source reach each threshold."""
+        kernel = self.backend.above(self.layout)
+
+        def count(start: int, inputs: Inputs) -> Array:
+            counts = np.zeros(thresholds.shape, np.int64)
+            kernel(inputs, thresholds, counts)
+            return counts
+
+        return sum((counts for _, counts in self.visit(count)), np.zeros(thresholds.shape, np.int64))
+
+    def between(self, low: Array, high: Array) -> list[Array]:
+        """Each source's magnitudes in a range."""
+        return self._gathered(low, high, 1.0)
+
+    def _gathered(self, low: Array, high: Array, share: float) -> list[Array]:
+        kernel = self.backend.between(self.layout)
+
+        def gather(start: int, inputs: Inputs) -> list[Array]:
+            found = np.empty((self.layout.sources, min(len(inputs[0]), magnitude.LARGEST_GATHER)), np.uint32)
+            used = np.zeros(self.layout.sources, np.int64)
+            kernel(inputs, low, high, found, used)
+            return [row[:count].copy() for row, count in zip(found, used, strict=True)]
+
+        parts = [rows for _, rows in self.visit(gather, share)]
+        none = np.empty(0, np.uint32)
+        return [np.concatenate([none, *(rows[i] for rows in parts)]) for i in range(self.layout.sources)]
 
 
 def _sums(measure: Sums, bound: Bound, layout: Layout, visit: Visit, backend: Backend) -> tuple[float, ...]:
@@ -148,11 +181,7 @@ def measure(
             found.append(facts[name])
         elif isinstance(wanted, Cut):
             densities = bound.parameters[wanted.density]
-            found.append(
-                magnitude.cuts(
-                    densities, size, lambda within, prefix: count_magnitudes(visit, layout, within, prefix, backend)
-                )
-            )
+            found.append(magnitude.cuts(densities, size, Deltas(visit, layout, backend)))
         else:
             needed = wanted.needed(**bound.parameters)
             sums = _sums(wanted, bound, layout, visit, backend) if needed else None

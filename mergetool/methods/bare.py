@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from mergetool.errors import CheckpointError, Problem, RecipeError, ShapeMismatch
 from mergetool.kernels.backend import Array, Layout, compiled
 from mergetool.kernels.rounding import READABLE, WRITABLE
-from mergetool.methods.apply import bind, combiner, measure
+from mergetool.methods.apply import bind, combiner, measure, portion
 from mergetool.methods.declare import Method
 
 if TYPE_CHECKING:
     import torch
 
+R = TypeVar("R")
 _NUMPY = {"float64": "F64", "float32": "F32", "float16": "F16"}
 _TORCH = {
     "torch.float64": "F64",
@@ -84,7 +85,11 @@ def merge_tensors(
     bound = bind(chosen, values, seed, sources or [str(i) for i in range(len(tensors))], name)
     backend = _backend(like)
     size = raw[0].size
-    measured = measure(bound, layout, size, lambda do: [(0, do(0, raw))], backend)
+
+    def visit(do: Callable[[int, tuple[Array, ...]], R], share: float = 1.0) -> list[tuple[int, R]]:
+        return [(0, do(0, tuple(x[: portion(size, share)] for x in raw)))]
+
+    measured = measure(bound, layout, size, visit, backend)
     out = np.empty_like(raw[0])
     combiner(bound, layout, measured, backend)(0, raw, out)
     return _like(out, like)

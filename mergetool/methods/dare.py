@@ -73,14 +73,17 @@ def dare_linear(
         kept[i] = delta[i] · scale[i] with probability density[i], else 0
         merged = base + lambda · Σ weight[i] · kept[i]
     """
+    factor = lambda_
+    if normalize:
+        divisor = 0.0
+        for i in range(len(weight)):
+            divisor += weight[i]
+        if abs(divisor) >= SMALLEST_SUM:
+            factor = lambda_ / divisor
     total = 0.0
-    divisor = 0.0
     for i in range(len(delta)):
-        total += weight[i] * where(chance[i] < density[i], delta[i] * scale[i], 0.0)
-        divisor += weight[i]
-    if normalize and abs(divisor) >= SMALLEST_SUM:
-        total = total / divisor
-    return base + lambda_ * total
+        total += (weight[i] * scale[i]) * where(chance[i] < density[i], delta[i], 0.0)
+    return base + factor * total
 
 
 @method(

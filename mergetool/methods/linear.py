@@ -25,11 +25,12 @@ def linear(value: Any, *, weight: Weight = REQUIRED, normalize: Normalize = True
 
         merged = Σ weight[i] · value[i]  / Σ weight[i]   (the division only with ``normalize``)
     """
-    total = 0.0
-    divisor = 0.0
-    for i in range(len(value)):
-        total += weight[i] * value[i]
-        divisor += weight[i]
+    divisor = 1.0
     if normalize:
-        total = total / divisor
+        divisor = 0.0
+        for i in range(len(value)):
+            divisor += weight[i]
+    total = 0.0
+    for i in range(len(value)):
+        total += (weight[i] / divisor) * value[i]  # one division for all coordinates: it is the same everywhere
     return total

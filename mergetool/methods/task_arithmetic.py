@@ -29,11 +29,14 @@ def task_arithmetic(
 
         merged = base + lambda · Σ weight[i] · delta[i]
     """
+    factor = lambda_
+    if normalize:
+        divisor = 0.0
+        for i in range(len(weight)):
+            divisor += weight[i]
+        if abs(divisor) >= SMALLEST_SUM:
+            factor = lambda_ / divisor
     total = 0.0
-    divisor = 0.0
     for i in range(len(delta)):
         total += weight[i] * delta[i]
-        divisor += weight[i]
-    if normalize and abs(divisor) >= SMALLEST_SUM:
-        total = total / divisor
-    return base + lambda_ * total
+    return base + factor * total

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from mergetool.kernels.language import sign, where
+from mergetool.kernels.language import where
 from mergetool.methods.declare import REQUIRED, Cut, Doc, method
 from mergetool.methods.shared import Density, Lambda, Weight
 
@@ -19,7 +19,7 @@ def elect(delta: Any, weight: Any, normalize: Any) -> Any:
     divisor = 0.0
     for i in range(len(delta)):
         term = weight[i] * delta[i]
-        agrees = sign(term) == elected
+        agrees = term * elected > 0.0  # a trimmed delta agrees with neither sign
         agreed += where(agrees, term, 0.0)
         divisor += where(agrees, weight[i], 0.0)
     if normalize:

@@ -18,8 +18,8 @@ SMALLEST_TILE = 1 << 18
 LARGEST_TILE = 1 << 20
 PREFERRED_RESIDENT = 80 << 20
 """Enough to hold a layer's matrix of a base and two sources of 7 B parameters; larger ones are read again."""
-COUNTS = 2 * 8 << 16
-"""Bytes of the counts of magnitudes of one source: those of a tile and the total."""
+COUNTS = 3 << 20
+"""Bytes of the magnitudes of one source that are looked at together: those of a tile, the sample, those gathered."""
 
 
 def default_budget() -> int:

@@ -138,16 +138,15 @@ def text(base, delta, weight, normalize):
 @njit(nogil=True, cache=True, error_model="numpy")
 def combine(start, inputs, out, keys, weight, normalize):
     x0, x1, = inputs
-    bad = 0
+    bad = u32(0)
     for k in range(out.size):
         w0 = widen_BF16(x0[k])
         w1 = widen_F32(x1[k])
         base = w0
         delta = (w1 - w0,)
-        result = text(base, delta, weight, normalize)
-        out[k] = narrow_BF16(result)
-        finite = abs(result) < 3.39617752923046e+38 and abs(w0) < math.inf and abs(w1) < math.inf
-        bad += 0 if finite else 1
+        result = narrow_BF16(text(base, delta, weight, normalize))
+        out[k] = result
+        bad = u32(bad + u32(strange_BF16(result) | strange_BF16(x0[k]) | strange_F32(x1[k])))
     return bad
 '''
 

@@ -13,7 +13,7 @@ from mergetool.kernels.backend import BLOCK, Layout
 from mergetool.kernels.rounding import narrow, widen
 from mergetool.kernels.torch_arrays import TorchArrays
 from mergetool.methods import METHODS
-from mergetool.methods.apply import bind, combiner, measure
+from mergetool.methods.apply import bind, combiner, measure, portion
 from mergetool.methods.declare import Method
 
 torch.set_num_threads(1)  # tiles are small, and other tests run beside these
@@ -160,9 +160,10 @@ def merge(case: Case, backend: str = "compiled", tile: int | None = None):
     assert tile % BLOCK == 0 or tile >= size
     starts = range(0, size, tile)[::-1]
 
-    def visit(do):
+    def visit(do, share=1.0):
         for start in starts:
-            yield start, do(start, tuple(raw[start : start + tile] for raw in case.raw))
+            stop = start + portion(min(tile, size - start), share)
+            yield start, do(start, tuple(raw[start:stop] for raw in case.raw))
 
     measured = measure(case.bound, case.layout, size, visit, place)
     combine = combiner(case.bound, case.layout, measured, place)

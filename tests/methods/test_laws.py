@@ -17,7 +17,7 @@ import torch
 
 from mergetool.kernels.backend import BLOCK, Layout
 from mergetool.methods import METHODS
-from mergetool.methods.apply import looks, measure
+from mergetool.methods.apply import looks, measure, portion
 from mergetool.methods.bare import merge_tensors
 from mergetool.methods.declare import Sums
 from methods.cases import (
@@ -162,8 +162,11 @@ def test_measures_agree_between_bindings_and_tiles(method, parameters):
     case = make(method, parameters, LARGE)
 
     def found(backend, tile):
-        def visit(do):
-            return [(s, do(s, tuple(raw[s : s + tile] for raw in case.raw))) for s in range(0, LARGE, tile)]
+        def visit(do, share=1.0):
+            return [
+                (s, do(s, tuple(raw[s : s + portion(min(tile, LARGE - s), share)] for raw in case.raw)))
+                for s in range(0, LARGE, tile)
+            ]
 
         return measure(case.bound, case.layout, LARGE, visit, BACKENDS[backend])
 
@@ -184,7 +187,7 @@ def test_a_method_that_need_not_look_is_not_shown_the_tensor(method, parameters)
     case = make(method, parameters, SIZE)
     shown = []
 
-    def visit(do):
+    def visit(do, share=1.0):
         shown.append(True)
         return [(0, do(0, tuple(case.raw)))]
 
