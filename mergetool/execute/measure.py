@@ -14,6 +14,7 @@ import numpy as np
 
 from mergetool.errors import CheckpointError
 from mergetool.execute.job import Facts, deltas, is_wide
+from mergetool.execute.progress import Progress, Quiet
 from mergetool.execute.tiles import Sources
 from mergetool.facts.magnitude import cuts
 from mergetool.kernels.backend import Array, Backend
@@ -30,7 +31,14 @@ R = TypeVar("R")
 FOLDER = "facts"
 
 
-def measure_model(plan: Plan, sources: Sources, backend: Backend, pool: Executor, folder: Path | None = None) -> Facts:
+def measure_model(
+    plan: Plan,
+    sources: Sources,
+    backend: Backend,
+    pool: Executor,
+    folder: Path | None = None,
+    progress: Progress | None = None,
+) -> Facts:
     """Make the facts that the plan's jobs need, or read those that an earlier run has made.
 
     Args:
@@ -39,6 +47,7 @@ def measure_model(plan: Plan, sources: Sources, backend: Backend, pool: Executor
         backend: where the kernels run.
         pool: the workers.
         folder: where facts are kept: one float64 tensor for each, one number for each source.
+        progress: told of what a pass has gone over.
     """
     wanted: dict[tuple[str, str], list[Job]] = defaultdict(list)
     for job in plan.jobs:
@@ -49,7 +58,7 @@ def measure_model(plan: Plan, sources: Sources, backend: Backend, pool: Executor
         path = folder / f"{method}.{measure}.safetensors" if folder is not None else None
         known = _read(path, measure) if path is not None else None
         if known is None:
-            known = _cuts(plan, jobs, measure, sources, backend, pool)
+            known = _cuts(_Model(plan, jobs, sources, backend, pool, progress or Quiet()), measure)
             if path is not None:
                 _write(path, measure, known)
         facts[method, measure] = known
@@ -65,6 +74,7 @@ class _Model:
     sources: Sources
     backend: Backend
     pool: Executor
+    progress: Progress
 
     def sample(self, share: float) -> list[Array]:
         """About a share of each source's magnitudes."""
@@ -84,22 +94,26 @@ class _Model:
     def _each(self, look: Callable[[Deltas], R]) -> Iterator[R]:
         """Narrow jobs side by side, one to a worker; then each wide one, shared by all."""
 
-        def alone(job: Job) -> R:
-            return look(deltas(self.plan, job, self.sources, self.backend, None))
+        def at(job: Job, pool: Executor | None) -> R:
+            found = look(deltas(self.plan, job, self.sources, self.backend, pool))
+            self.progress.advance(job.bytes_read)
+            return found
 
-        yield from self.pool.map(alone, [job for job in self.jobs if not is_wide(self.plan, job)])
-        for job in self.jobs:
-            if is_wide(self.plan, job):
-                yield look(deltas(self.plan, job, self.sources, self.backend, self.pool))
+        self.progress.start(sum(job.bytes_read for job in self.jobs), "measure")
+        try:
+            yield from self.pool.map(lambda job: at(job, None), [j for j in self.jobs if not is_wide(self.plan, j)])
+            for job in self.jobs:
+                if is_wide(self.plan, job):
+                    yield at(job, self.pool)
+        finally:
+            self.progress.close()
 
 
-def _cuts(
-    plan: Plan, jobs: Sequence[Job], measure: str, sources: Sources, backend: Backend, pool: Executor
-) -> tuple[float, ...]:
-    declared = METHODS[jobs[0].method].measures[measure]
+def _cuts(model: _Model, measure: str) -> tuple[float, ...]:
+    first = model.jobs[0]
+    declared = METHODS[first.method].measures[measure]
     assert isinstance(declared, Cut)
-    size = sum(job.size for job in jobs)
-    return cuts(jobs[0].parameters[declared.density], size, _Model(plan, jobs, sources, backend, pool))
+    return cuts(first.parameters[declared.density], sum(job.size for job in model.jobs), model)
 
 
 def _write(path: Path, name: str, values: tuple[float, ...]) -> None:

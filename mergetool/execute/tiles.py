@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import gcd
 from typing import TypeVar
 
@@ -23,6 +23,19 @@ class Stopped(Exception):
     """Another job has failed; this one is given up."""
 
 
+class Counter:
+    """A sum that any thread may add to."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._guard = threading.Lock()
+
+    def add(self, amount: int) -> None:
+        """Add to the sum."""
+        with self._guard:
+            self.total += amount
+
+
 @dataclass(frozen=True)
 class Sources:
     """The open files of a plan's sources, and what their readers share."""
@@ -30,6 +43,12 @@ class Sources:
     readers: Mapping[tuple[int, str], Reader]
     arena: Arena
     stop: threading.Event
+    counter: Counter = field(default_factory=Counter)
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes read so far, every pass counted."""
+        return self.counter.total
 
     def load(self, reads: Sequence[Read], start: int, stop: int, into: Sequence[Array]) -> Inputs:
         """Read coordinates ``start`` to ``stop`` of each tensor into buffers of bytes."""
@@ -40,6 +59,7 @@ class Sources:
             bits = read.tensor.dtype.bits
             first, last = start * bits // 8, -(-stop * bits // 8)
             raw = buffer[: last - first]
+            self.counter.add(last - first)
             self.readers[read.source, read.tensor.file].read_into(raw, read.tensor.start + first)
             tile.append(typed(raw, read.tensor.dtype.storage))
         return tuple(tile)

@@ -1,7 +1,7 @@
 """The exact k-th largest magnitude of a tensor's or a whole model's delta, by counting above a few thresholds.
 
 Magnitudes are taken as float32, whose bit patterns sort like the numbers. A sample tells where the k-th should be;
-one pass counts how many magnitudes reach each of sixteen thresholds around it; when few are left between two
+one pass counts how many magnitudes reach each of eight thresholds around it; when few are left between two
 thresholds another pass gathers them. Counts of tiles, tensors and parts just add up, in any order, and a wrong guess
 only costs another pass, so the cut is exact however the work was divided. Ties cost nothing.
 """
@@ -30,7 +30,7 @@ LARGEST_GATHER = 1 << 17
 """Magnitudes of a source gathered at once, at most."""
 CHEAP_GATHER = 1 << 12
 """So few that gathering them always beats counting again."""
-SPREAD = (-16.0, -6.0, -3.0, -1.5, -0.7, -0.25, -0.1, 0.1, 0.25, 0.7, 1.5, 3.0, 6.0, 16.0)
+SPREAD = (-5.0, -1.5, -0.5, 0.5, 1.5, 5.0)
 """Where thresholds lie around the guess, in standard deviations of a sample's quantile."""
 
 

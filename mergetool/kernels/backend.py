@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Text = Callable[..., Any]
 
-THRESHOLDS = 16
+THRESHOLDS = 8
 """Thresholds counted in one pass over a delta."""
 BLOCK = 1 << 16
 """Coordinates summed at once; sums of a tensor are the exact sum of its blocks', whatever the tiles were."""

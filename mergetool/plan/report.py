@@ -24,5 +24,7 @@ class Report:
     seconds: float
     resumed: int
     """Jobs that an earlier, interrupted run had already done."""
+    bytes_read: int
+    """Bytes read from the sources, every pass counted."""
     unchanged: bool = False
     """Whether the output was already complete and nothing had to be done."""

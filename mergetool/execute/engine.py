@@ -1,0 +1,219 @@
+"""The conveyor: jobs worked through by all workers into a staging folder, each journalled when it is written."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from mergetool.errors import MergetoolError, NonFinite, Problem, RunError, SourceChanged
+from mergetool.execute.job import Facts, Outcome, is_wide, work
+from mergetool.execute.measure import FOLDER, measure_model
+from mergetool.execute.progress import Progress
+from mergetool.execute.sources import open_sources
+from mergetool.execute.staging import Staging
+from mergetool.execute.tiles import Sources, Stopped
+from mergetool.kernels.backend import Array, Backend
+from mergetool.plan import Job, Plan
+from mergetool.plan.build import digest
+from mergetool.storage.digest import tensor_digest
+from mergetool.storage.reader import Reader
+from mergetool.storage.writer import Writer
+
+FLUSH_BYTES = 256 << 20
+"""The disk is asked to take what was written whenever there is so much of it, while the workers go on."""
+
+
+class _Flusher(ThreadPoolExecutor):
+    """Has the disk take what was written while the workers go on, so that the last sync has little to wait for."""
+
+    def __init__(self) -> None:
+        super().__init__(1, "mergetool-flush")
+        self._waiting = 0
+        self._going: Future[None] | None = None
+
+    def wrote(self, writer: Writer, nbytes: int) -> None:
+        """Count what was written; start a flush when there is enough and none is going on.
+
+        Raises:
+            RunError: an earlier flush failed.
+        """
+        self._waiting += nbytes
+        if self._waiting >= FLUSH_BYTES and (self._going is None or self._going.done()):
+            self.wait()
+            self._going, self._waiting = self.submit(writer.sync), 0
+
+    def wait(self) -> None:
+        """Wait for the flush that goes on.
+
+        Raises:
+            RunError: it failed.
+        """
+        if self._going is not None:
+            self._going.result()
+
+
+@dataclass
+class Engine:
+    """Works through a plan's jobs into a staging folder."""
+
+    plan: Plan
+    stage: Staging
+    backend: Backend
+    progress: Progress
+    allow_nonfinite: bool
+    resumed: int = 0
+    bytes_read: int = 0
+
+    def run(self) -> dict[str, Outcome]:
+        """Measure and merge; what every tensor came to, by name."""
+        self._unchanged()
+        with open_sources(self.plan) as sources, contextlib.ExitStack() as stack:
+            writers = self._writers(stack)
+            left = self._left(writers)
+            outcomes = dict(self.stage.done)
+            self.resumed = len(outcomes)
+            pool = stack.enter_context(ThreadPoolExecutor(self.plan.memory.workers, "mergetool"))
+            stack.callback(sources.stop.set)
+            facts = self._facts(sources, pool, left)
+            self.progress.start(sum(job.bytes_read + job.bytes_written for job in left), "merge")
+            flusher = stack.enter_context(_Flusher())
+            try:
+                for job, outcome in self._merge(left, sources, facts, writers, pool):
+                    outcomes[job.name] = outcome
+                    self._trusting(partial(flusher.wrote, writers[job.name][0], job.bytes_written))
+                self._trusting(lambda: self._on_disk(flusher, sources, writers))
+            finally:
+                sources.stop.set()
+                self.bytes_read = sources.bytes_read
+                self.progress.close()
+        return outcomes
+
+    def _trusting(self, check: Callable[[], None]) -> None:
+        """Make a check; if it fails what was read was not the source, or what was written is not on the disk."""
+        try:
+            check()
+        except RunError:
+            self.stage.distrust()
+            raise
+
+    def _on_disk(self, flusher: _Flusher, sources: Sources, writers: Mapping[str, tuple[Writer, int]]) -> None:
+        """Wait for the disk, and see that the sources are still what was read."""
+        flusher.wait()
+        for writer in {id(writer): writer for writer, _ in writers.values()}.values():
+            writer.sync()
+        for reader in sources.readers.values():
+            if reader.changed():
+                raise SourceChanged("the file changed while it was merged", str(reader.path), "run again")
+
+    def _unchanged(self) -> None:
+        fix = "plan again, and leave the sources alone while they are merged"
+        try:
+            same = digest(self.plan.recipe, self.plan.sources, self.plan.shards) == self.plan.digest
+        except OSError as error:
+            what = f"a source's file cannot be read any more: {error.strerror}"
+            raise SourceChanged(what, str(error.filename), fix) from error
+        if not same:
+            raise SourceChanged("a source's file changed after planning", fix=fix)
+
+    def _writers(self, stack: contextlib.ExitStack) -> dict[str, tuple[Writer, int]]:
+        """For each tensor the open file it goes to and its offset there."""
+        places = {}
+        for shard in self.plan.shards:
+            writer = stack.enter_context(Writer(self.stage.path / shard.file, shard, resume=True))
+            if writer.fresh:
+                self.stage.forget(set(shard.header.entries))
+            places.update({name: (writer, entry.start) for name, entry in shard.header.entries.items()})
+        return places
+
+    def _left(self, writers: Mapping[str, tuple[Writer, int]]) -> list[Job]:
+        """The jobs to do: those not journalled, or whose bytes are not what the journal says."""
+        for shard in self.plan.shards:
+            names = [name for name in shard.header.entries if name in self.stage.done]
+            if names:
+                with Reader(self.stage.path / shard.file) as reader:
+                    for name in names:
+                        if tensor_digest(reader, shard.header.entries[name]) != self.stage.done[name].digest:
+                            self.stage.forget({name})
+        if not self.allow_nonfinite:  # an earlier run may have been told to
+            self.stage.forget({name for name, outcome in self.stage.done.items() if outcome.bad})
+        return [job for job in self.plan.jobs if job.name not in self.stage.done]
+
+    def _facts(self, sources: Sources, pool: ThreadPoolExecutor, left: Sequence[Job]) -> Facts:
+        if not any(job.facts for job in left):
+            return {}
+        return measure_model(self.plan, sources, self.backend, pool, self.stage.path / FOLDER, self.progress)
+
+    def _merge(
+        self,
+        jobs: Sequence[Job],
+        sources: Sources,
+        facts: Facts,
+        writers: Mapping[str, tuple[Writer, int]],
+        pool: ThreadPoolExecutor,
+    ) -> Iterator[tuple[Job, Outcome]]:
+        """Give jobs to the workers in order, a few ahead; a wide one is shared by all of them."""
+        pending: dict[Future[Outcome], Job] = {}
+        ahead = 2 * self.plan.memory.workers
+
+        def collect(until: int) -> Iterator[tuple[Job, Outcome]]:
+            while len(pending) > until:
+                for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                    job = pending.pop(future)
+                    yield job, self._settle(job, future.result())
+
+        try:
+            for job in jobs:
+                sink = self._sink(job, *writers[job.name])
+                if is_wide(self.plan, job):
+                    yield from collect(0)
+                    yield job, self._settle(job, work(self.plan, job, sources, self.backend, facts, sink, pool))
+                else:
+                    self._read_ahead(job, sources)
+                    pending[pool.submit(work, self.plan, job, sources, self.backend, facts, sink)] = job
+                    yield from collect(ahead)
+            yield from collect(0)
+        except BaseException as error:
+            sources.stop.set()
+            self._first_cause(pending, error)
+            raise
+
+    def _first_cause(self, pending: Mapping[Future[Any], Job], error: BaseException) -> None:
+        """A job that gave up because another failed is not the news; raise that other's error instead."""
+        for future in pending:
+            future.cancel()
+        if isinstance(error, Stopped):
+            for future in pending:
+                cause = None if future.cancelled() else future.exception()
+                if isinstance(cause, MergetoolError):
+                    raise cause
+
+    def _read_ahead(self, job: Job, sources: Sources) -> None:
+        for read in job.reads:
+            sources.readers[read.source, read.tensor.file].advise(read.tensor.start, read.tensor.nbytes)
+
+    def _sink(self, job: Job, writer: Writer, offset: int) -> Any:
+        share = job.bytes_read / max(job.bytes_written, 1)
+
+        def sink(piece: Array, start: int) -> None:
+            writer.write(piece, offset + start)
+            self.progress.advance(round(piece.nbytes * (1 + share)))
+
+        return sink
+
+    def _settle(self, job: Job, outcome: Outcome) -> Outcome:
+        """Journal a job that is done, or stop at numbers that are not finite."""
+        if outcome.bad and not self.allow_nonfinite:
+            found = ", ".join(f"{count} in {where}" for where, count in outcome.bad.items())
+            raise NonFinite(
+                Problem(
+                    f"`{job.name}` has values that are NaN or infinite: {found}",
+                    fix="mend the source, `keep` the tensor of another one by a rule, or give `--allow-nonfinite`; "
+                    f"what is done so far is kept in {self.stage.path.name}",
+                )
+            )
+        self.stage.note(job.name, outcome)
+        return outcome
