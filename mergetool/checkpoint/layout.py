@@ -18,6 +18,23 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 # What a model folder needs besides its weights, in its top folder and in the named sub-folders.
 _COMPANIONS = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "*.py")
+_TOKENIZER = (
+    "tokenizer*.json",
+    "tokenizer.model*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "vocab_*",
+    "merges.txt",
+    "normalizer.json",
+    "tekken.json",
+    "*.model",
+    "*.tiktoken",
+    "chat_template.*",
+    "additional_chat_templates/*",
+    "tokenization_*.py",
+)
+"""What travels with a tokenizer; chat templates too, which speak in its special tokens."""
 _LEGAL = ("license*", "licence*", "notice*")
 _SUBFOLDERS = ("additional_chat_templates", "[0-9]_*")
 _LEFT_OUT = (
@@ -109,6 +126,11 @@ def _no_weights(names: list[str], top: list[str], where: str) -> CheckpointError
 def companions(names: Iterable[str]) -> tuple[str, ...]:
     """The files worth carrying into a merged model: configs, tokenizer, templates, code, licences; sorted."""
     return tuple(sorted(name for name in names if _is_companion(name)))
+
+
+def is_tokenizer(name: str) -> bool:
+    """Whether a file of a model folder belongs to its tokenizer."""
+    return _matches(name, _TOKENIZER)
 
 
 def _is_companion(name: str) -> bool:

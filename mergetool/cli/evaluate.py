@@ -64,8 +64,9 @@ def command(
 ) -> None:
     """Compare language models on texts.
 
-    Each MODEL is a folder or a repository on the Hub. The table shows perplexities; lower is better. Models
-    with different tokenizers do not compare.
+    Each MODEL is a folder or a repository on the Hub. The tables show the mean negative log-likelihood in nats
+    a token, and its exponential, the perplexity; lower is better. Models with different tokenizers do not
+    compare.
 
     \b
     Example:

@@ -15,6 +15,8 @@ INTERRUPTED = 130
 """The exit code after Ctrl-C: 128 and the signal's number, as shells count."""
 BROKEN_PIPE = 141
 """The exit code when whoever read the output stopped reading; the same count."""
+UNWRITTEN = 74
+"""The exit code when standard output cannot be written, as to a full disk: ``EX_IOERR``."""
 UNEXPECTED = 70
 """The exit code of a mistake in mergetool itself: ``EX_SOFTWARE``."""
 
@@ -28,7 +30,8 @@ def tell(error: BaseException, debug: bool, command: str | None) -> int:
         command: the command that was running.
     """
     if isinstance(error, BrokenPipeError):
-        return _hang_up()
+        _discard()
+        return BROKEN_PIPE
     if debug:
         click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
     if isinstance(error, KeyboardInterrupt):
@@ -40,6 +43,11 @@ def tell(error: BaseException, debug: bool, command: str | None) -> int:
         if len(error.problems) > 1:
             click.echo(f"{len(error.problems)} problems", err=True)
         return error.exit_code
+    if isinstance(error, OSError) and _of_printing(error):
+        _discard()
+        with contextlib.suppress(OSError):  # messages may go to the same disk
+            _message(f"the output cannot be printed: {error.strerror or error}")
+        return UNWRITTEN
     _message(f"unexpected {type(error).__name__}: {error}")
     advice = "this is a mistake in mergetool: please report it" + (
         ", with the traceback above" if debug else f", with what `mergetool --debug {command or ''} …` prints"
@@ -54,8 +62,12 @@ def _message(text: str) -> None:
     click.echo(click.style("error:", fg="red", bold=True) + " " + text, err=True, color=color)
 
 
-def _hang_up() -> int:
-    """Leave quietly: nobody reads, so the interpreter must not try to write the rest when it ends."""
+def _of_printing(error: OSError) -> bool:
+    """Whether it was printing that failed, and not some file of ours."""
+    return any(frame.f_code is click.echo.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
+def _discard() -> None:
+    """Drop what is left to print: the interpreter must not try to write it when it ends."""
     with contextlib.suppress(OSError):  # stdout need not be a file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return BROKEN_PIPE

@@ -9,6 +9,9 @@ from mergetool.plan.columns import columns, plural, size
 if TYPE_CHECKING:
     from mergetool.plan import Job, Report
 
+WORTH_A_SPEED = 100_000_000
+"""Of fewer bytes read and written the time says more about starting than about speed."""
+
 
 def lines(report: Report, quiet: bool = False) -> list[str]:
     """The summary for people; ``quiet`` leaves only what they should know."""
@@ -18,14 +21,15 @@ def lines(report: Report, quiet: bool = False) -> list[str]:
     if report.unchanged:
         return [f"{report.output} is complete already; nothing was done", *notes]
     data = as_json(report)
-    speed = (data["bytes_read"] + data["bytes_written"]) / 1e6 / max(report.seconds, 1e-9)
+    moved = data["bytes_read"] + data["bytes_written"]
+    speed = f", {moved / 1e6 / max(report.seconds, 1e-9):,.0f} MB/s read and written"
     rows = [
         ("merged", plural(data["merged"], "tensor")),
         ("copied", plural(data["copied"], "tensor")),
         ("continued", f"{plural(report.resumed, 'tensor')} from an interrupted run"),
         ("read", size(data["bytes_read"])),
         ("written", size(data["bytes_written"])),
-        ("took", f"{report.seconds:.1f} s" + ("" if report.resumed else f", {speed:,.0f} MB/s read and written")),
+        ("took", f"{report.seconds:.1f} s" + ("" if report.resumed or moved < WORTH_A_SPEED else speed)),
     ]
     shown = [row for row in rows if row[0] != "continued" or report.resumed]
     return [str(report.output), *columns(shown), *notes]
@@ -45,7 +49,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "merged": len(report.plan.jobs) - copied,
         "copied": copied,
         "resumed": report.resumed,
-        "bytes_read": report.plan.bytes_read,
+        "bytes_read": report.bytes_read,
         "bytes_written": report.plan.bytes_written,
         "seconds": report.seconds,
         "notes": list(report.notes),

@@ -235,16 +235,25 @@ def _load(opened: _Model, device: str, dtype: str) -> tuple[Any, Any]:
 
 
 def table(scores: Sequence[Score]) -> str:
-    """The perplexities as plain text, a line for each model; the mean is the exponential of the mean nats."""
+    """Nats a token, and under them perplexities, as plain text with a line for each model.
+
+    The mean is that of the nats; the mean perplexity is its exponential.
+    """
     models = list(dict.fromkeys(score.model for score in scores))
     names = list(dict.fromkeys(score.data for score in scores))
     found = {(score.model, score.data): score for score in scores}
-    rows = [["perplexity", *names, "mean"]]
+    nats = [["nats a token", *names, "mean"]]
+    perplexities = [["perplexity", *names, "mean"]]
     for model in models:
         row = [found.get((model, name)) for name in names]
         nlls = [score.nll for score in row if score is not None]
-        mean = Score(model, "mean", 0, sum(nlls) / len(nlls))
-        rows.append([model, *(str(score or "-") for score in (*row, mean))])
-    widths = [max(map(len, column)) for column in zip(*rows)]
+        cells = [*row, Score(model, "mean", 0, sum(nlls) / len(nlls))]
+        nats.append([model, *("-" if score is None else f"{score.nll:.4f}" for score in cells)])
+        perplexities.append([model, *(str(score or "-") for score in cells)])
+    widths = [max(map(len, column)) for column in zip(*nats, *perplexities)]
+    return "\n\n".join(_lines(rows, widths) for rows in (nats, perplexities))
+
+
+def _lines(rows: Sequence[Sequence[str]], widths: Sequence[int]) -> str:
     lines = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows)
     return "\n".join("  ".join(line) for line in lines)

@@ -19,7 +19,7 @@ from mergetool.execute.job import Outcome, work
 from mergetool.execute.measure import FOLDER, measure_model
 from mergetool.execute.progress import Progress, Quiet
 from mergetool.execute.sources import fetched, open_sources
-from mergetool.execute.staging import Staging, read_provenance, refuse, staging
+from mergetool.execute.staging import Staging, read_provenance, refuse, staging, tidy
 from mergetool.kernels.backend import Array
 from mergetool.plan import Job, Plan, Report
 from mergetool.publish import publish
@@ -39,9 +39,10 @@ def run(
     The output appears under its name only when it is complete. A run that was interrupted continues where it
     stopped when it is called again with the same plan, and gives the same bytes.
 
+    >>> plan = build(load("examples/linear.yaml"))
     >>> report = run(plan, "merged")
-    >>> report.output
-    PosixPath('merged')
+    >>> sorted(path.name for path in report.output.glob("*.safetensors"))
+    ['model.safetensors']
 
     Args:
         plan: what :func:`mergetool.build` returned.
@@ -69,6 +70,7 @@ def run(
     backend = backend_for(device)
     refuse(plan, target, force)
     if (ours := read_provenance(target)) is not None and not force and _complete(plan, target, ours):
+        tidy(target)
         return Report(plan, target, ours["tensors"], tuple(ours["notes"]), {}, time.monotonic() - began, 0, 0, True)
     with staging(plan, target) as stage:
         _room(plan, target, stage)

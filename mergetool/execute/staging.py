@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ from mergetool.errors import OutputRefused, RunError
 from mergetool.execute.job import Outcome
 from mergetool.execute.measure import FOLDER
 from mergetool.plan import Plan
+from mergetool.publish import PROVENANCE, read_local
 from mergetool.storage import system
 
 JOURNAL = ".journal.jsonl"
 LOCK = ".lock"
-PROVENANCE = "provenance.json"
 
 
 def staging_path(output: Path) -> Path:
@@ -49,6 +49,8 @@ def refuse(plan: Plan, output: Path, force: bool) -> None:
     Raises:
         OutputRefused: it is or holds a source, is no folder, or is neither empty nor ours for the same recipe.
     """
+    if not output.name:
+        raise OutputRefused("is no folder that could be made", str(output), "name a folder in it")
     for source in plan.sources:
         folder = source.checkpoint.path
         for place in (output, staging_path(output), aside_path(output)):
@@ -63,9 +65,19 @@ def refuse(plan: Plan, output: Path, force: bool) -> None:
     if force or not any(output.iterdir()):
         return
     ours = read_provenance(output)
-    if ours is None or ours.get("recipe") != plan.recipe.canonical():
+    if ours is None or not _same_recipe(plan, output, ours):
         what = "exists already and is not a merge" if ours is None else "exists already, merged by another recipe"
         raise OutputRefused(what, str(output), "choose another output, or give `--force` to replace it")
+
+
+def _same_recipe(plan: Plan, output: Path, ours: Mapping[str, Any]) -> bool:
+    """Whether the recipe that made a folder is the plan's.
+
+    What is published of a recipe does not tell `/a/model` from `/b/model`; where only that is left, the whole plan
+    must be the same.
+    """
+    local = read_local(output)
+    return bool(ours["plan"] == plan.digest if local is None else local.recipe == plan.recipe.canonical())
 
 
 def _within(path: Path, folder: Path) -> bool:
@@ -127,12 +139,30 @@ class Staging:
                 if aside.exists():
                     system.rename(aside, output)
                 raise
-            (output / JOURNAL).unlink()
-            (output / LOCK).unlink()
+            _sweep(output)
             system.sync_folder(output.parent)
             shutil.rmtree(aside, ignore_errors=True)
         except OSError as error:
             raise system.write_failure(error, output) from error
+
+
+def tidy(output: Path) -> None:
+    """Remove what a run that was killed after its folder had its name left in it and beside it.
+
+    Raises:
+        RunError: it is there and cannot be removed.
+    """
+    try:
+        _sweep(output)
+    except OSError as error:
+        raise system.write_failure(error, output) from error
+    shutil.rmtree(aside_path(output), ignore_errors=True)
+
+
+def _sweep(output: Path) -> None:
+    for name in (JOURNAL, LOCK):
+        if (output / name).exists():  # a file system that is read-only refuses to remove even what is not there
+            (output / name).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -14,9 +14,10 @@ import numpy as np
 from mergetool.checkpoint import hub
 from mergetool.errors import CheckpointError, MergetoolError
 from mergetool.plan import Job, Plan, build
-from mergetool.publish import FORMAT, PROVENANCE, RECIPE, header_digest
+from mergetool.publish import PROVENANCE, PROVENANCE_FORMAT, RECIPE, header_digest, read_local
 from mergetool.publish.loadable import CannotTell, first_line, misfits
-from mergetool.recipe import load
+from mergetool.publish.privacy import Privacy
+from mergetool.recipe import Recipe, load
 from mergetool.storage.digest import file_digest, tensor_digest
 from mergetool.storage.header import Header, read_header
 from mergetool.storage.reader import Reader
@@ -63,8 +64,8 @@ def verify(folder: Path, sample: int = 8, device: str = "cpu", recipe_folder: Pa
         folder: the model folder.
         sample: how many tensors to make again from the sources; of those that need the whole model measured only one.
         device: where they are made.
-        recipe_folder: where the recipe's relative paths start from; by default where the recipe lay, seen from the
-            model folder, when that was made.
+        recipe_folder: where the recipe's relative paths start from; by default where the recipe lay, if the folder
+            was made on this machine.
 
     Raises:
         CheckpointError: the folder has no provenance that can be read.
@@ -95,10 +96,12 @@ def _record(folder: Path) -> dict[str, Any]:
         fix = "verify looks at folders that mergetool made"
         raise CheckpointError(f"has no {PROVENANCE} that can be read", str(folder), fix) from error
     needed = {"tensors": dict, "files": dict, "shards": dict, "sources": list}
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        what = f"is not of format {FORMAT}, the one that this version of mergetool knows"
+    if not isinstance(record, dict) or record.get("format") != PROVENANCE_FORMAT:
+        what = f"is not of format {PROVENANCE_FORMAT}, the one that this version of mergetool knows"
         raise CheckpointError(what, str(folder / PROVENANCE))
     if not all(isinstance(record.get(key), kind) for key, kind in needed.items()):
+        raise CheckpointError("is incomplete", str(folder / PROVENANCE))
+    if not all(isinstance(shard, dict) and shard.keys() >= {"size", "header"} for shard in record["shards"].values()):
         raise CheckpointError("is incomplete", str(folder / PROVENANCE))
     return record
 
@@ -111,14 +114,16 @@ def _headers(folder: Path, record: Mapping[str, Any]) -> tuple[dict[str, Header]
     """The headers that can be read, and what is wrong with the others."""
     headers: dict[str, Header] = {}
     wrong = []
-    for name, size in record["shards"].items():
+    for name, stated in record["shards"].items():
         try:
-            headers[name] = read_header(folder / name)
+            header = headers[name] = read_header(folder / name)
         except MergetoolError as error:
             wrong += [f"{name} {problem.what}" for problem in error.problems]
-        else:
-            if headers[name].file_size != size:
-                wrong.append(f"{name} has {headers[name].file_size} bytes, {size} expected")
+            continue
+        if header.file_size != stated["size"]:
+            wrong.append(f"{name} has {header.file_size} bytes, {stated['size']} expected")
+        if header_digest(header) != stated["header"]:
+            wrong.append(f"the header of {name} was changed")
     found = {path.name for path in folder.glob("*.safetensors")}
     wrong += [f"{name} does not belong here" for name in sorted(found - record["shards"].keys())]
     return headers, wrong
@@ -162,13 +167,28 @@ def _tensors(folder: Path, record: Mapping[str, Any], headers: Mapping[str, Head
 
 
 def _files(folder: Path, record: Mapping[str, Any]) -> tuple[bool, str]:
+    """The files on record, and that there are no others; weights are told of with the headers."""
     wrong = []
     for name, digest in record["files"].items():
         if not (folder / name).is_file():
             wrong.append(f"{name} is missing")
         elif file_digest(folder / name) != digest:
             wrong.append(f"{name} was changed")
+    known = {*record["files"], *record["shards"], PROVENANCE}
+    wrong += [
+        f"{name} does not belong here"
+        for name in sorted(_visible(folder) - known)
+        if "/" in name or not name.endswith(".safetensors")
+    ]
     return not wrong, _said(wrong, f"{len(record['files'])} files agree")
+
+
+def _visible(folder: Path) -> set[str]:
+    """The relative names of the files of a folder; nothing loads a model from hidden ones."""
+    names = (
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()
+    )
+    return {name for name in names if "/." not in f"/{name}"}
 
 
 def _config(folder: Path, headers: Mapping[str, Header]) -> tuple[bool, str]:
@@ -189,11 +209,13 @@ def _again(
 ) -> tuple[bool, str]:
     from mergetool.execute import compute
 
-    stated = record.get("recipe_folder")
-    home = recipe_folder or (None if stated is None else folder / stated)
+    if sample < 1:
+        return True, f"{SKIPPED}no tensor is to be made again"
     try:
-        recipe = load((folder / RECIPE).read_bytes())
-        plan = build(replace(recipe, folder=home))
+        recipe = _recipe(folder, record, recipe_folder)
+        if recipe is None:
+            return True, f"{SKIPPED}nothing here says where the sources are; give --recipe-folder"
+        plan = build(recipe)
     except (OSError, MergetoolError) as error:
         return True, f"{SKIPPED}the plan cannot be built again: {first_line(error)}"
     if changed := _changed(plan, record):
@@ -205,24 +227,39 @@ def _again(
             continue
         if absent := _absent(plan, job):
             return True, f"{SKIPPED}{absent}"
+        file, entry = held[job.name]
+        made += 1
+        if (entry.dtype, entry.shape) != (job.dtype, job.shape):
+            is_, said = (f"{x.dtype.name} {list(x.shape)}" for x in (entry, job))
+            wrong.append(f"`{job.name}` is {is_} and comes out as {said}")
+            continue
         # A measure of the whole model needs all the jobs; any other tensor only its own sources' files.
         result = compute(plan if job.facts else replace(plan, jobs=(job,)), job, device)
-        file, entry = held[job.name]
         with Reader(folder / file) as reader:
             stored = reader.read(entry)
-        made += 1
         if not np.array_equal(stored.view(np.uint8), np.asarray(result).view(np.uint8)):
             wrong.append(f"`{job.name}` comes out otherwise")
     return not wrong, _said(wrong, f"{made} of {len(plan.jobs)} tensors made again, the same bytes")
 
 
+def _recipe(folder: Path, record: Mapping[str, Any], recipe_folder: Path | None) -> Recipe | None:
+    """The recipe to make tensors again by; None where it would name local sources without their place."""
+    local = read_local(folder)
+    if local is not None:
+        return replace(load(local.text.encode()), folder=recipe_folder or local.recipe_folder)
+    if recipe_folder is None and not all(source.get("repo") for source in record["sources"]):
+        return None
+    return replace(load((folder / RECIPE).read_bytes()), folder=recipe_folder)
+
+
 def _changed(plan: Plan, record: Mapping[str, Any]) -> str:
     """The first source whose headers or commit are not those on record."""
+    names = Privacy.of(plan).names
     for source, stated in zip(plan.sources, record["sources"], strict=False):
         found = {name: header_digest(header) for name, header in source.checkpoint.headers.items()}
         said = {name: weights["header"] for name, weights in stated["weights"].items()}
-        if (source.label, source.checkpoint.commit, found) != (stated["label"], stated["commit"], said):
-            return source.label
+        if (names[source.label], source.checkpoint.commit, found) != (stated["label"], stated["commit"], said):
+            return names[source.label]
     return ""
 
 

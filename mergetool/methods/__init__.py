@@ -1,4 +1,12 @@
-"""The catalogue: one file per method, one line per method here."""
+"""The catalogue: one file per method, one line per method here.
+
+>>> METHODS["ties"].title
+'TIES'
+>>> METHODS["ties"].parameters["density"].kind
+'number from 0 to 1'
+>>> METHODS["linear"]((1.0, 3.0), weight=(0.5, 0.5))
+2.0
+"""
 
 from collections.abc import Mapping
 

@@ -11,7 +11,7 @@ from mergetool.errors import CheckpointError, Problem, RecipeError, ShapeMismatc
 from mergetool.kernels.backend import Array, Layout, compiled
 from mergetool.kernels.rounding import READABLE, WRITABLE
 from mergetool.methods.apply import bind, combiner, measure, portion
-from mergetool.methods.declare import Method
+from mergetool.methods.declare import Cut, Method
 
 if TYPE_CHECKING:
     import torch
@@ -67,8 +67,11 @@ def merge_tensors(
         ShapeMismatch: the tensors' shapes differ.
     """
     chosen = _method(method)
+    tensors = _tensors(tensors, base)
     given = [*([base] if base is not None and chosen.base == "required" else []), *tensors]
     problems = _count_problems(chosen, tensors, base)
+    if sources is not None and len(sources) != len(tensors):
+        problems.append(Problem(f"`sources` has {len(sources)} names for {len(tensors)} tensors"))
     values = _parameters(chosen, {**(parameters or {}), **more}, len(tensors), problems)
     if problems:
         raise RecipeError(problems)
@@ -105,6 +108,27 @@ def _method(method: str | Method) -> Method:
     return METHODS[method]
 
 
+def _tensors(tensors: Any, base: Any) -> list[Any]:
+    """The sources as a list, each of them something that can be merged."""
+    if hasattr(tensors, "dtype"):
+        raise RecipeError("`tensors` is a single tensor", fix="give a list with a tensor for each source")
+    found: list[Any] = list(tensors)
+    wanted = {f"source {i}": tensor for i, tensor in enumerate(found)} | ({} if base is None else {"base": base})
+    problems = [
+        Problem(f"is a {type(tensor).__name__}, not a tensor", where, "give a NumPy array or a torch tensor")
+        for where, tensor in wanted.items()
+        if not (hasattr(tensor, "dtype") and hasattr(tensor, "shape"))
+    ]
+    if problems:
+        raise RecipeError(problems)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers and arrays as Python's: numbers, and lists of them."""
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+
+
 def _count_problems(method: Method, tensors: Sequence[Any], base: Any) -> list[Problem]:
     problems = []
     if method.base == "required" and base is None:
@@ -122,7 +146,7 @@ def _parameters(method: Method, given: dict[str, Any], count: int, problems: lis
         allowed = ", ".join(method.parameters) or "none"
         problems.append(Problem(f"`{method.name}` has no parameter `{name}`", fix=f"its parameters: {allowed}"))
     for name, parameter in method.parameters.items():
-        value = given.get(name, parameter.default)
+        value = _plain(given.get(name, parameter.default))
         if name not in given and parameter.required:
             problems.append(Problem(f"`{method.name}` needs the parameter `{name}`"))
             continue
@@ -130,13 +154,17 @@ def _parameters(method: Method, given: dict[str, Any], count: int, problems: lis
             if not parameter.per_source:
                 values[name] = parameter.check(value)
             elif isinstance(value, list | tuple):
-                values[name] = tuple(parameter.check(v) for v in value)
+                values[name] = tuple(parameter.check(_plain(v)) for v in value)
                 if len(value) != count:
                     problems.append(Problem(f"`{name}` has {len(value)} values for {count} sources"))
             else:
                 values[name] = (parameter.check(value),) * count
         except ValueError as error:
             problems.append(Problem(f"`{name}` {error}"))
+    for name in {m.scope for m in method.measures.values() if isinstance(m, Cut)}:
+        if values.get(name) == "model":
+            what = f"`{name}: model` is about all tensors of a model, and here is one"
+            problems.append(Problem(what, fix="merge the models by a recipe, or leave it out"))
     if not problems:
         named = {method.parameters[name].argument: value for name, value in values.items()}
         problems += [Problem(message) for _, message in method.check(named)]

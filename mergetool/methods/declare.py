@@ -91,7 +91,8 @@ class Parameter:
                     return choice
             near = difflib.get_close_matches(str(value), [str(c) for c in self.choices], 1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"must be one of {self.kind.replace(' | ', ', ')}, not {_show(value)}{hint}")
+            one = "one of " if len(self.choices) > 1 else ""
+            raise ValueError(f"must be {one}{self.kind.replace(' | ', ', ')}, not {_show(value)}{hint}")
         if self.type is float:
             value = self._number(value)
         elif type(value) is not self.type:
@@ -101,6 +102,15 @@ class Parameter:
         if below or above:
             raise ValueError(f"must be {_range(self.low, self.high)}, not {_show(value)}")
         return value
+
+    def advice(self, value: Any) -> str:
+        """What to write instead of a value that :meth:`check` refuses; empty where the refusal says it."""
+        if len(self.choices) == 1:
+            return self.description
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if self.type is float and not self.choices and not number:
+            return f"write a number, such as `{self.name}: 0.5`"
+        return ""
 
     @staticmethod
     def _number(value: Any) -> float:

@@ -18,5 +18,5 @@ SMALLEST_SUM = 1e-8
 def weights_sum(weight: tuple[float, ...], normalize: bool, **rest: Any) -> list[tuple[str, str]]:
     """Refuse weights that cannot be normalised."""
     if normalize and abs(sum(weight)) < SMALLEST_SUM:
-        return [("weight", f"the weights {list(weight)} sum to zero, so they cannot be normalised")]
+        return [("weight", "the weights sum to zero, so they cannot be normalised")]
     return []

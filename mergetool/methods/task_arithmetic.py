@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from mergetool.methods.declare import REQUIRED, Doc, method
 from mergetool.methods.shared import SMALLEST_SUM, Lambda, Weight
@@ -20,6 +20,7 @@ def task_arithmetic(
     *,
     weight: Weight = REQUIRED,
     normalize: Annotated[bool, Doc("Divide by the sum of the weights, unless that is zero.")] = False,
+    rescale: Annotated[Literal[False, True], Doc("No effect, as in mergekit: nothing is trimmed here.")] = False,
     lambda_: Lambda = 1.0,
 ) -> Any:
     """Add the weighted sum of the deltas to the base.

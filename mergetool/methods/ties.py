@@ -48,6 +48,9 @@ def ties(
         Literal["tensor", "model"], Doc("Whether density is a share of each tensor or of the whole model.")
     ] = "tensor",
     normalize: Annotated[bool, Doc("Divide by the sum of the weights that agree.")] = True,
+    rescale: Annotated[
+        Literal[False], Doc("Only false: mergekit's true, which makes up for what is trimmed, is not supported yet.")
+    ] = False,
     lambda_: Lambda = 1.0,
 ) -> Any:
     """Trim each delta to its largest entries, elect a sign for every weight, average the deltas that agree.

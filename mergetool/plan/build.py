@@ -10,12 +10,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mergetool.errors import CheckpointError, PlanError, Problem, RecipeError
+from mergetool.checkpoint.layout import is_tokenizer
+from mergetool.errors import CheckpointError, OutputRefused, PlanError, Problem, RecipeError
 from mergetool.plan.faults import Faults
 from mergetool.plan.jobs import JobMaker
 from mergetool.plan.memory import fit
+from mergetool.plan.notes import notes
+from mergetool.plan.output import refusal
+from mergetool.plan.passes import CUT
 from mergetool.plan.sources import open_sources
-from mergetool.plan.work import Job, Plan, Route, Source, Stage
+from mergetool.plan.work import Job, Memory, Plan, Route, Source, Stage
 from mergetool.recipe import Recipe, read
 from mergetool.storage.shards import Shard, shard
 
@@ -31,13 +35,13 @@ def build(
     memory: int | None = None,
     shard_size: int = SHARD_SIZE,
     workers: int | None = None,
-    output: Path | None = None,
+    output: str | os.PathLike[str] | None = None,
 ) -> Plan:
     """Turn a recipe into a plan; only headers and configs are read.
 
     >>> plan = build(load("examples/linear.yaml"))
-    >>> plan.bytes_written
-    1927512
+    >>> len(plan.jobs), plan.bytes_written
+    (38, 2103520)
 
     Args:
         recipe: what :func:`mergetool.load` returned.
@@ -49,8 +53,10 @@ def build(
     Raises:
         RecipeError: a filter or rule matches nothing, or a parameter is missing or wrong for some tensor.
         CheckpointError: a model cannot be found or read, lacks a tensor, or has one of another shape.
-        PlanError: the models do not fit together, or the budget is too small.
+        PlanError: the models do not fit together, the budget is too small, or there is no such number of workers.
+        OutputRefused: the output overlaps with a source, or is no folder.
     """
+    _refuse_unloaded(recipe)
     faults = Faults()
     plan = _build(recipe, faults, memory, shard_size, workers, output)
     faults.check()
@@ -60,18 +66,18 @@ def build(
 
 def check(
     path: str | os.PathLike[str],
-    overrides: Sequence[str] = (),
+    overrides: str | Sequence[str] = (),
     *,
     memory: int | None = None,
     shard_size: int = SHARD_SIZE,
     workers: int | None = None,
-    output: Path | None = None,
+    output: str | os.PathLike[str] | None = None,
 ) -> Plan:
     """Load a recipe and build its plan, with every problem of the text *and* of its models in one error.
 
     Args:
         path: the recipe.
-        overrides: ``key.path=value`` changes to it.
+        overrides: ``key.path=value`` changes to it; one, or several.
         memory: as for :func:`build`.
         shard_size: as for :func:`build`.
         workers: as for :func:`build`.
@@ -89,18 +95,37 @@ def check(
     return plan
 
 
+def _refuse_unloaded(thing: object) -> None:
+    """Say which verb comes first, to somebody who builds what was not loaded."""
+    if not isinstance(thing, Recipe):
+        text = isinstance(thing, str | bytes | os.PathLike)
+        found = "a path or a text" if text else "a plan" if isinstance(thing, Plan) else f"a {type(thing).__name__}"
+        fix = "load it first: `build(load(…))`" if text else "give what `load` returned"
+        raise RecipeError(f"`build` takes a recipe that was loaded, not {found}", fix=fix)
+
+
 def _build(
-    recipe: Recipe, faults: Faults, memory: int | None, shard_size: int, workers: int | None, output: Path | None
+    recipe: Recipe,
+    faults: Faults,
+    memory: int | None,
+    shard_size: int,
+    workers: int | None,
+    output: str | os.PathLike[str] | None,
 ) -> Plan | None:
+    if workers is not None and workers < 1:
+        faults.add(PlanError, [Problem(f"there are no {workers} workers", "--workers", "give 1 or more")])
+    target = _output(recipe, output)
     sources, problems = open_sources(recipe)
     faults.add(CheckpointError, problems)
     labels = [source.label for source in sources]
-    lender = recipe.base_model or recipe.models[0].reference
-    if lender not in labels:  # nothing to hold the others against
+    if target is not None and (problem := refusal(target, sources)) is not None:
+        faults.add(OutputRefused, [problem])
+    first = recipe.base_model or recipe.models[0].reference
+    if first not in labels:  # nothing to hold the others against
         return None
-    donor = labels.index(lender)
-    tokenizer = recipe.tokenizer_source
-    maker = JobMaker(recipe, sources, donor, faults)
+    lender = labels.index(first)
+    tokenizer = _tokenizer(recipe, sources, lender, faults)
+    maker = JobMaker(recipe, sources, lender, faults)
     jobs = maker.make()
     if not jobs and not faults:
         faults.add(RecipeError, [Problem("nothing is left to write", recipe.where("rules"))])
@@ -111,28 +136,46 @@ def _build(
     except PlanError as error:
         faults.add(PlanError, error.problems)
         return None
-    stem = _stem(sources[donor].checkpoint.weight_files)
+    stem = _stem(sources[lender].checkpoint.weight_files)
     shards = shard(((job.name, job.dtype, job.shape) for job in jobs), shard_size, stem)
     return Plan(
         recipe=recipe,
         sources=sources,
-        donor=donor,
-        tokenizer=donor if tokenizer in (None, "base") else labels.index(tokenizer),
+        lender=lender,
+        tokenizer=tokenizer,
         jobs=jobs,
         shards=shards,
-        stages=_stages(jobs),
+        stages=_stages(jobs, fitted),
         routes=(*maker.routes, *_lent(recipe, sources, maker.routes)),
         memory=fitted,
         digest=digest(recipe, sources, shards),
-        output=_output(recipe, output),
-        notes=_notes(recipe, sources, donor),
+        output=target,
+        notes=notes(recipe, sources, lender),
     )
 
 
-def _stages(jobs: Sequence[Job]) -> tuple[Stage, ...]:
+def _tokenizer(recipe: Recipe, sources: Sequence[Source], lender: int, faults: Faults) -> int:
+    """The source whose tokenizer the output takes; a fault where it was asked for one that it does not have."""
+    asked = recipe.tokenizer_source
+    if asked is None:
+        return lender
+    labels = [source.label for source in sources]
+    found = lender if asked == "base" else labels.index(asked) if asked in labels else None
+    if found is None:  # it could not be opened, and was reported
+        return lender
+    if not any(is_tokenizer(name) for name in sources[found].checkpoint.files):
+        able = [s.label for s in sources if any(is_tokenizer(name) for name in s.checkpoint.files)]
+        fix = f"name {' or '.join(able)}" if able else "remove the key: no model here has a tokenizer"
+        what = f"{labels[found]} has no tokenizer files"
+        faults.add(PlanError, [Problem(what, recipe.where("tokenizer_source"), fix)])
+    return found
+
+
+def _stages(jobs: Sequence[Job], memory: Memory) -> tuple[Stage, ...]:
     measured = tuple(i for i, job in enumerate(jobs) if job.facts)
-    ahead = (Stage("measure", measured, 2),) if measured else ()
-    return (*ahead, Stage("merge", tuple(range(len(jobs))), 1))
+    ahead = (Stage("measure", measured, CUT),) if measured else ()
+    most = max((1 if memory.holds(job) else job.passes for job in jobs), default=1)
+    return (*ahead, Stage("merge", tuple(range(len(jobs))), most))
 
 
 def _lent(recipe: Recipe, sources: Sequence[Source], routes: Iterable[Route]) -> list[Route]:
@@ -147,32 +190,17 @@ def _lent(recipe: Recipe, sources: Sequence[Source], routes: Iterable[Route]) ->
 
 
 def _stem(files: Sequence[str]) -> str:
-    """What the donor calls its weight files, without number and suffix."""
+    """What the lender calls its weight files, without number and suffix."""
     name = Path(files[0]).name if files else "model.safetensors"
     return re.sub(r"(-\d+-of-\d+)?\.safetensors$", "", name) or "model"
 
 
-def _output(recipe: Recipe, output: Path | None) -> Path | None:
+def _output(recipe: Recipe, output: str | os.PathLike[str] | None) -> Path | None:
     if output is not None:
-        return output
+        return Path(output)
     if recipe.output is None:
         return None
     return (recipe.folder or Path()) / recipe.output
-
-
-def _notes(recipe: Recipe, sources: Sequence[Source], donor: int) -> tuple[str, ...]:
-    families = {source.anatomy.family for source in sources}
-    notes = []
-    if "generic" in families:
-        notes.append("the architecture is not a listed one: layers and parts are inferred from names")
-    types = {str(s.checkpoint.config["model_type"]) for s in sources if "model_type" in s.checkpoint.config}
-    if len(types) > 1:
-        notes.append(f"the sources' configs name different model types ({', '.join(sorted(types))})")
-    template = "chat_template.jinja"
-    with_template = [s.label for s in sources if template in s.checkpoint.files]
-    if with_template and template not in sources[donor].checkpoint.files and recipe.tokenizer_source in (None, "base"):
-        notes.append(f"{with_template[0]} has a chat template and the output will not: see `tokenizer_source`")
-    return tuple(notes)
 
 
 def digest(recipe: Recipe, sources: Sequence[Source], shards: Sequence[Shard]) -> str:

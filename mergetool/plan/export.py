@@ -19,9 +19,9 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "merge_method": plan.recipe.merge_method,
         "output": None if plan.output is None else str(plan.output),
         "sources": [_source(source) for source in plan.sources],
-        "donor": plan.donor,
+        "lender": plan.lender,
         "tokenizer": plan.tokenizer,
-        "jobs": [_job(job) for job in plan.jobs],
+        "jobs": [_job(plan, job) for job in plan.jobs],
         "stages": [
             {"name": stage.name, "passes": stage.passes, "tensors": [plan.jobs[i].name for i in stage.jobs]}
             for stage in plan.stages
@@ -33,6 +33,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
             "tensors": len(plan.jobs),
             "weights": sum(job.size for job in plan.jobs),
             "bytes_read": plan.bytes_read,
+            "read_once": plan.read_once,
             "bytes_written": plan.bytes_written,
         },
         "notes": list(plan.notes),
@@ -53,7 +54,7 @@ def _source(source: Source) -> dict[str, Any]:
     }
 
 
-def _job(job: Job) -> dict[str, Any]:
+def _job(plan: Plan, job: Job) -> dict[str, Any]:
     return {
         "name": job.name,
         "shape": list(job.shape),
@@ -66,6 +67,7 @@ def _job(job: Job) -> dict[str, Any]:
         "reason": job.reason,
         "parameters": _plain(job.parameters),
         "facts": list(job.facts),
+        "passes": plan.passes(job),
         "reads": [_read_data(read) for read in job.reads],
         "compares": [_read_data(read) for read in job.compare],
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -12,7 +11,8 @@ from mergetool.errors import MissingTensor, PlanError, Problem, RecipeError, Sha
 from mergetool.kernels.rounding import READABLE, WRITABLE
 from mergetool.methods import METHODS
 from mergetool.methods.declare import Cut, Method
-from mergetool.plan.faults import Faults, listed
+from mergetool.plan.faults import TENSOR, TENSORS, Faults, listed
+from mergetool.plan.passes import passes
 from mergetool.plan.sources import place, references
 from mergetool.plan.work import Fate, Job, Read, Route, Source
 from mergetool.recipe import Recipe, Rule, Usage
@@ -22,10 +22,10 @@ from mergetool.storage.dtypes import DType, dtype
 class JobMaker:
     """Makes the jobs of a recipe for its opened sources; what is wrong is left in ``faults``."""
 
-    def __init__(self, recipe: Recipe, sources: Sequence[Source], donor: int, faults: Faults) -> None:
+    def __init__(self, recipe: Recipe, sources: Sequence[Source], lender: int, faults: Faults) -> None:
         self.recipe = recipe
         self.sources = sources
-        self.donor = donor
+        self.lender = lender
         self.faults = faults
         self.usage = Usage(recipe)
         self.index = {source.label: i for i, source in enumerate(sources)}
@@ -35,25 +35,24 @@ class JobMaker:
         self._routed: set[tuple[int, str]] = set()
         self._missing: dict[int, list[str]] = defaultdict(list)
         self._untied: dict[int, list[str]] = defaultdict(list)
-        self._settings_checked: set[object] = set()
 
     def make(self) -> tuple[Job, ...]:
-        """Go through the output's tensors in the order in which the donor stores them."""
+        """Go through the output's tensors in the order in which the lender stores them."""
         jobs = [job for name in self._names() if (job := self._job(name)) is not None]
         self._report()
         return self._with_facts(jobs)
 
     def _names(self) -> Iterator[str]:
-        """The output's names: the donor's, then what only others have; a tied name is stored once."""
-        donor = self.sources[self.donor]
+        """The output's names: the lender's, then what only others have; a tied name is stored once."""
+        lender = self.sources[self.lender]
         seen = set()
-        for i in (self.donor, *sorted(self.merging - {self.donor})):
+        for i in (self.lender, *sorted(self.merging - {self.lender})):
             for name in self.sources[i].checkpoint.tensors:
-                if name not in donor.anatomy.tied and name not in seen:
+                if name not in lender.anatomy.tied and name not in seen:
                     seen.add(name)
                     yield name
-        for name, holder in donor.anatomy.tied.items():
-            for i in sorted(self.merging | {self.donor}):
+        for name, holder in lender.anatomy.tied.items():
+            for i in sorted(self.merging | {self.lender}):
                 if name not in self.sources[i].checkpoint.tensors:
                     continue
                 ties = self.sources[i].anatomy.tied
@@ -77,12 +76,12 @@ class JobMaker:
         return Read(source, found) if found is not None else None
 
     def _job(self, name: str) -> Job | None:
-        holders = [i for i in (self.donor, *range(len(self.sources))) if name in self.sources[i].checkpoint.tensors]
+        holders = [i for i in (self.lender, *range(len(self.sources))) if name in self.sources[i].checkpoint.tensors]
         part = self.sources[holders[0]].anatomy.parts[name]
         rule = self.recipe.rule_for(name, part, self.usage)
         if rule is not None and rule.drop:
             for i in sorted(set(holders)):
-                self._route(i, name, "dropped", f"rule {rule.index}")
+                self._route(i, name, "dropped", rule.title)
             return None
         bare = Job(name, (), dtype("F32"), part, "", ())
         if rule is not None and rule.keep is not None:
@@ -94,13 +93,13 @@ class JobMaker:
         """A job that takes one source's tensor as it is."""
         read = self._find(source, bare.name)
         if read is None:
-            what = f"rule {rule.index} keeps `{bare.name}` of {self.sources[source].label}, which has no such tensor"
-            self.faults.add(RecipeError, [Problem(what, self.recipe.where(*rule.path, "keep"))])
+            what = f"{rule.title} keeps of {self.sources[source].label} what it does not have: {TENSORS}"
+            self.faults.of_tensor(RecipeError, Problem(what, self.recipe.where(*rule.path, "keep")), bare.name)
             return None
         for i in sorted(self.merging | {source}):
             if bare.name in self.sources[i].checkpoint.tensors:
-                self._route(i, bare.name, "copied" if i == source else "replaced", f"rule {rule.index}")
-        return self._copy(bare, read, f"rule {rule.index}")
+                self._route(i, bare.name, "copied" if i == source else "replaced", rule.title)
+        return self._copy(bare, read, rule.title)
 
     def _copy(self, bare: Job, read: Read, reason: str, compare: tuple[Read, ...] = ()) -> Job:
         """Floating numbers pass through, so that they are checked and get the dtype asked for; others are bytes."""
@@ -135,7 +134,7 @@ class JobMaker:
         parameters = self._parameters(bare, method, [self.sources[i].label for i in merged], rule)
         if parameters is None:
             return None
-        reason = f"rule {rule.index}" if rule is not None else ""
+        reason = rule.title if rule is not None else ""
         stored = self._stored(bare, present[0].tensor)
         return replace(
             bare, shape=present[0].tensor.shape, dtype=stored, method=method.name, reads=tuple(present),
@@ -143,8 +142,8 @@ class JobMaker:
         )  # fmt: skip
 
     def _not_numbers(self, bare: Job) -> Job:
-        """Integers, booleans and such: the donor's, the others' expected to be equal."""
-        order = [self.donor, *sorted(self.merging - {self.donor})]
+        """Integers, booleans and such: the lender's, the others' expected to be equal."""
+        order = [self.lender, *sorted(self.merging - {self.lender})]
         first, *others = [read for i in order if (read := self._find(i, bare.name)) is not None]
         self._route(first.source, first.tensor.name, "copied", "holds no floating numbers")
         for read in others:
@@ -156,44 +155,50 @@ class JobMaker:
         odd = [read for read in reads if read.tensor.dtype.name not in READABLE]
         shapes = {read.tensor.shape for read in reads}
         if odd:
-            what = f"`{bare.name}` is {odd[0].tensor.dtype.name} in {self.sources[odd[0].source].label} only"
-            self.faults.add(PlanError, [Problem(what, self._place(odd[0]), _rule_advice(bare.name))])
+            what = f"{odd[0].tensor.dtype.name} only in {self.sources[odd[0].source].label}: {TENSORS}"
+            self.faults.of_tensor(PlanError, Problem(what, self._place(odd[0]), _RULE_ADVICE), bare.name)
         elif len(shapes) > 1:
             said = ", ".join(f"{list(read.tensor.shape)} in {self.sources[read.source].label}" for read in reads)
-            fix = _rule_advice(bare.name)
-            if bare.part.vocabulary_axis is not None:
+            fix = _RULE_ADVICE
+            axis = bare.part.vocabulary_axis
+            if axis is not None and len({shape[axis : axis + 1] for shape in shapes}) > 1:
                 fix = f"the vocabularies differ; merge models that share a tokenizer, or {fix}"
             other = next(read for read in reads if read.tensor.shape != reads[0].tensor.shape)
-            what = f"the shapes of `{bare.name}` differ: {said}"
-            self.faults.add(ShapeMismatch, [Problem(what, self._place(other), fix)])
+            problem = Problem(f"the shapes of {TENSORS} differ", self._place(other), fix)
+            self.faults.of_tensor(ShapeMismatch, problem, bare.name, said)
         return not odd and len(shapes) == 1
 
     def _place(self, read: Read) -> str:
         return place(self.recipe, self.sources[read.source].label)
 
     def _stored(self, bare: Job, first: TensorRef) -> DType:
-        """The dtype asked for; else, and for parts that suffer from rounding, the donor's own."""
-        donor = self.sources[self.donor].checkpoint.tensors.get(bare.name, first).dtype
-        own = donor if donor.name in READABLE else first.dtype
+        """The dtype asked for; else, and for parts that suffer from rounding, the lender's own."""
+        lender = self.sources[self.lender].checkpoint.tensors.get(bare.name, first).dtype
+        own = lender if lender.name in READABLE else first.dtype
         asked = self.recipe.stored_dtype
         stored = own if asked is None or bare.part.keep_dtype else dtype(asked)
         if stored.name not in WRITABLE:
-            what = f"`{bare.name}` is {stored.name}, which a merge cannot be stored in"
-            self.faults.add(PlanError, [Problem(what, self.recipe.where("merge_method"), "set `out_dtype: bfloat16`")])
+            what = f"a merge cannot be stored in {stored.name}, the dtype of {TENSORS}"
+            problem = Problem(what, self.recipe.where("merge_method"), "set `out_dtype: bfloat16`")
+            self.faults.of_tensor(PlanError, problem, bare.name)
         return stored
 
     def _parameters(
         self, bare: Job, method: Method, labels: Sequence[str], rule: Rule | None
     ) -> dict[str, object] | None:
         resolved = self.recipe.parameters_for(method, bare.name, bare.part.depth, labels, rule)
-        problems = list(resolved.problems)
-        key = (method.name, rule and rule.index, repr(resolved.values))
-        if not problems and self.complete and key not in self._settings_checked:
-            self._settings_checked.add(key)
-            for parameter, message in method.check(resolved.arguments):
-                problems.append(Problem(f"{message} (for `{bare.name}`)", self._where(parameter, rule)))
-        self.faults.add(RecipeError, problems)
-        return None if problems else dict(resolved.values)
+        if len(resolved.values) < len(method.parameters):
+            for problem in resolved.problems:
+                told = Problem(f"{problem.what} (for {TENSORS})", problem.where, problem.fix)
+                self.faults.of_tensor(RecipeError, told, bare.name)
+            return None
+        clashes = method.check(resolved.arguments) if self.complete else []
+        for argument, message in clashes:
+            parameter = argument.rstrip("_")
+            if parameter not in self.recipe.reported:
+                problem = Problem(f"{message} (for {TENSORS})", self._where(parameter, rule))
+                self.faults.of_tensor(RecipeError, problem, bare.name)
+        return None if clashes else dict(resolved.values)
 
     def _where(self, parameter: str, rule: Rule | None) -> str:
         """Where a parameter is set first, from the rule outwards."""
@@ -205,13 +210,17 @@ class JobMaker:
 
     def _report(self) -> None:
         """Turn what was noted tensor by tensor into one problem for each source."""
-        for i, names in self._missing.items():
-            what = f"{self.sources[i].label} lacks {listed(names)}"
-            where = place(self.recipe, self.sources[i].label)
-            self.faults.add(MissingTensor, [Problem(what, where, _rule_advice(names[0]))])
+        types = self._model_types() if self._missing else {}
+        if len(types) > 1:
+            self._report_types(types)
+        for i, names in self._missing.items() if len(types) < 2 else ():
+            what = f"{self.sources[i].label} lacks {TENSORS}"
+            problem = Problem(what, place(self.recipe, self.sources[i].label), _RULE_ADVICE)
+            for name in names:
+                self.faults.of_tensor(MissingTensor, problem, name)
         for i, names in self._untied.items():
-            donor = self.sources[self.donor].label
-            what = f"{self.sources[i].label} has a {listed(names)} of its own, which {donor} ties to its embedding"
+            lender = self.sources[self.lender].label
+            what = f"{self.sources[i].label} has a {listed(names)} of its own, which {lender} ties to its embedding"
             fix = f"name {self.sources[i].label} as `base_model` to keep it untied, or drop it by a rule"
             self.faults.add(PlanError, [Problem(what, place(self.recipe, self.sources[i].label), fix)])
         for path in self.usage.filters_unused():
@@ -219,6 +228,23 @@ class JobMaker:
         for path in self.usage.rules_unused() if self.complete else ():
             what = "this rule matches no tensor that an earlier rule leaves"
             self.faults.add(RecipeError, [Problem(what, self.recipe.where(*path, "where"))])
+
+    def _model_types(self) -> dict[str, list[int]]:
+        """The merging sources by the model type that their configs name."""
+        types: dict[str, list[int]] = {}
+        for i in sorted(self.merging, key=lambda i: (i != self.lender, i)):
+            if (named := self.sources[i].checkpoint.config.get("model_type")) is not None:
+                types.setdefault(str(named), []).append(i)
+        return types
+
+    def _report_types(self, types: dict[str, list[int]]) -> None:
+        """Say of models that lack each other's tensors that they are no models of one kind."""
+        said = [f"{name} ({', '.join(self.sources[i].label for i in found)})" for name, found in types.items()]
+        what = f"{', '.join(said[:-1])} and {said[-1]} are different architectures"
+        lacking, names = next(iter(self._missing.items()))
+        fix = f"merge models of one architecture; {self.sources[lacking].label} lacks {listed(names)}"
+        odd = next(reversed(types.values()))[0]
+        self.faults.add(PlanError, [Problem(what, place(self.recipe, self.sources[odd].label), fix)])
 
     def _with_facts(self, jobs: list[Job]) -> tuple[Job, ...]:
         """Mark the measures whose scope is the model; their densities must not change from tensor to tensor."""
@@ -233,14 +259,9 @@ class JobMaker:
                     if densities.setdefault((job.method, name), density) != density:
                         what = "with `scope: model` there is one density for each source, not one for each tensor"
                         self.faults.add(RecipeError, [Problem(what, self.recipe.where("parameters", "density"))])
-            marked.append(replace(job, facts=tuple(facts)))
+            job = replace(job, facts=tuple(facts))
+            marked.append(replace(job, passes=passes(job)))
         return tuple(marked)
 
 
-def _rule_advice(name: str) -> str:
-    return f"add a rule: `- where: {{name: {name}}}` with `keep: <source>` or `drop: true`"
-
-
-def elements(jobs: Sequence[Job]) -> int:
-    """How many parameters the jobs make."""
-    return sum(math.prod(job.shape) for job in jobs)
+_RULE_ADVICE = f"add a rule: `- where: {{name: {TENSOR}}}` with `keep: <source>` or `drop: true`"

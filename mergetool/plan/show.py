@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mergetool.errors import PlanError
@@ -53,7 +53,7 @@ def _sources(plan: Plan) -> list[str]:
 def _duties(plan: Plan, number: int) -> Iterable[str]:
     if plan.sources[number].label == plan.recipe.base_model:
         yield "base"
-    if number == plan.donor:
+    if number == plan.lender:
         yield "config"
     if number == plan.tokenizer:
         yield "tokenizer"
@@ -64,16 +64,22 @@ def _work(plan: Plan) -> list[str]:
     for job in plan.jobs:
         groups.setdefault((job.method or COPY, job.part.role.split(".")[0]), []).append(job)
     rows = [("method", "part", "tensors", "weights", "read", "written")]
-    rows += [(method, part, *_sizes(jobs)) for (method, part), jobs in groups.items()]
+    rows += [(method, part, *_sizes(plan, jobs)) for (method, part), jobs in groups.items()]
     if len(groups) > 1:
-        rows.append(("in all", "", *_sizes(plan.jobs)))
+        rows.append(("in all", "", *_sizes(plan, plan.jobs)))
     return columns(rows, right=(2, 3, 4, 5))
 
 
-def _sizes(jobs: Iterable[Job]) -> tuple[str, str, str, str]:
-    jobs = tuple(jobs)
-    read, written = sum(job.bytes_read for job in jobs), sum(job.bytes_written for job in jobs)
-    return f"{len(jobs):,}", count(sum(job.size for job in jobs)), size(read), size(written)
+def _sizes(plan: Plan, jobs: Sequence[Job]) -> tuple[str, str, str, str]:
+    again = any(plan.passes(job) > 1 for job in jobs)
+    read = size(sum(job.bytes_read * plan.passes(job) for job in jobs))
+    written = size(sum(job.bytes_written for job in jobs))
+    return f"{len(jobs):,}", count(sum(job.size for job in jobs)), _up_to(read, again), written
+
+
+def _up_to(said: str, again: bool) -> str:
+    """What is said of bytes read, where some are read again: how often is not known to the last pass."""
+    return f"up to {said}" if again else said
 
 
 def _exceptions(plan: Plan) -> list[str]:
@@ -95,7 +101,7 @@ def _exceptions(plan: Plan) -> list[str]:
 def _reason(plan: Plan, reason: str) -> str:
     """The reason, with the place of the rule that it names."""
     for rule in plan.recipe.rules:
-        if reason == f"rule {rule.index}":
+        if reason == rule.title:
             return f"{reason} ({plan.recipe.where(*rule.path)})"
     return reason
 
@@ -125,7 +131,7 @@ def _output(plan: Plan) -> list[str]:
     rows = [
         ("folder", name),
         ("weights", files),
-        ("read", size(plan.bytes_read)),
+        ("read", _up_to(size(plan.bytes_read), not plan.read_once)),
         ("written", size(plan.bytes_written)),
     ]
     return columns(rows)
@@ -177,6 +183,7 @@ def _facts(plan: Plan, found: Job) -> list[tuple[str, str]]:
         ("part", place),
         ("method", found.method or f"{COPY}: the bytes as they are"),
         ("facts", ", ".join(found.facts)),
+        ("read", "once" if plan.passes(found) == 1 else f"up to {plan.passes(found)} times"),
         ("reason", _reason(plan, found.reason)),
         ("goes to", _place(plan, found.name)),
     ]

@@ -13,6 +13,8 @@ from mergetool.recipe import Recipe
 from mergetool.storage.dtypes import DType
 from mergetool.storage.shards import Shard
 
+WIDE = 16
+"""A tensor of more tiles than this is worked on by all workers together."""
 Fate = Literal["merged", "copied", "compared", "tied", "dropped", "replaced", "lends its files"]
 """What becomes of a source's tensor."""
 
@@ -55,6 +57,8 @@ class Job:
     """For a copy: the same tensor of other sources, which is expected to be equal."""
     facts: tuple[str, ...] = ()
     """Measures of the method that a stage ahead makes for the whole model."""
+    passes: int = 1
+    """How often the merge goes over its sources if they cannot be held: to measure, then once to combine."""
     reason: str = ""
     """Why it is not the recipe's own method: a rule, or what the tensor is."""
 
@@ -85,7 +89,7 @@ class Stage:
     jobs: tuple[int, ...]
     """Places in :attr:`Plan.jobs`."""
     passes: int
-    """How often the stage reads its tensors, at most."""
+    """How often the stage reads its tensors; of large ones about, and others less often."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,14 @@ class Memory:
     resident: int
     """A tensor whose sources take no more than this is read once and kept while it is measured and combined."""
 
+    def wide(self, job: Job) -> bool:
+        """Whether all workers share the job's tiles."""
+        return job.size > WIDE * self.tile and self.workers > 1
+
+    def holds(self, job: Job) -> bool:
+        """Whether the job's sources are kept while it is worked on, so that they are read once."""
+        return job.bytes_read <= self.resident and not self.wide(job)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -118,7 +130,7 @@ class Plan:
 
     recipe: Recipe
     sources: tuple[Source, ...]
-    donor: int
+    lender: int
     """The source whose layout, config and other files the output takes: the base, else the first."""
     tokenizer: int
     """The source whose tokenizer files the output takes."""
@@ -133,11 +145,20 @@ class Plan:
     notes: tuple[str, ...] = ()
     """What a user should know and nothing is wrong with."""
 
+    def passes(self, job: Job) -> int:
+        """How often a run reads a job's sources, all stages together; when more than once, about."""
+        ahead = sum(stage.passes for stage in self.stages if stage.name == "measure") if job.facts else 0
+        return ahead + (1 if self.memory.holds(job) else job.passes)
+
     @property
     def bytes_read(self) -> int:
-        """Bytes the run reads when every tensor fits into memory while it is worked on."""
-        measured = sum(self.jobs[i].bytes_read * s.passes for s in self.stages if s.name == "measure" for i in s.jobs)
-        return measured + sum(job.bytes_read for job in self.jobs)
+        """Bytes the run reads from the sources, every pass counted; see :attr:`read_once`."""
+        return sum(job.bytes_read * self.passes(job) for job in self.jobs)
+
+    @property
+    def read_once(self) -> bool:
+        """Whether no tensor is read again, so that :attr:`bytes_read` is exact and not about the most."""
+        return all(self.passes(job) == 1 for job in self.jobs)
 
     @property
     def bytes_written(self) -> int:

@@ -1,6 +1,7 @@
 """Model card, provenance, and everything in a model folder that is not a tensor."""
 
 from mergetool.publish.folder import publish
-from mergetool.publish.provenance import FORMAT, PROVENANCE, RECIPE, header_digest
+from mergetool.publish.local import Local, read_local
+from mergetool.publish.provenance import PROVENANCE, PROVENANCE_FORMAT, RECIPE, header_digest
 
-__all__ = ["FORMAT", "PROVENANCE", "RECIPE", "header_digest", "publish"]
+__all__ = ["PROVENANCE", "PROVENANCE_FORMAT", "RECIPE", "Local", "header_digest", "publish", "read_local"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +13,7 @@ from mergetool.checkpoint.checkpoint import Checkpoint
 from mergetool.methods import METHODS, Method
 from mergetool.plan import Plan, Source
 from mergetool.publish.origins import hub_ids, licence
-from mergetool.publish.privacy import Privacy, last_part
+from mergetool.publish.privacy import Privacy, folder_name
 from mergetool.publish.provenance import PROVENANCE, RECIPE
 from mergetool.version import __version__
 
@@ -33,6 +32,7 @@ def card(plan: Plan, files: frozenset[str], notes: Sequence[str], privacy: Priva
         privacy: takes the user's paths out.
     """
     front = yaml.safe_dump(_front_matter(plan, files), sort_keys=False, allow_unicode=True)
+    recipe = privacy.hide(plan.recipe.text)
     sections = [
         f"# {_title(plan)}",
         f"Made with mergetool {__version__}: {_summary(plan)}.",
@@ -41,12 +41,12 @@ def card(plan: Plan, files: frozenset[str], notes: Sequence[str], privacy: Priva
         "## Sources",
         _sources(plan),
         "## Recipe",
-        _fenced(privacy.hide(plan.recipe.text)),
+        _fenced(recipe),
         "## Numbers",
         _numbers(plan),
         *(("## Notes", _listed(notes)) if notes else ()),
         "## Reproduce",
-        _reproduce(),
+        _reproduce(shortened=recipe != plan.recipe.text),
     ]
     return f"---\n{front}---\n\n" + "\n\n".join(sections) + "\n"
 
@@ -58,7 +58,7 @@ def _front_matter(plan: Plan, files: frozenset[str]) -> dict[str, Any]:
         matter["base_model_relation"] = "merge"
     if "modules.json" in files:
         matter["library_name"] = "sentence-transformers"
-    elif "model_type" in plan.sources[plan.donor].checkpoint.config:
+    elif "model_type" in plan.sources[plan.lender].checkpoint.config:
         matter["library_name"] = "transformers"
     matter["tags"] = ["merge", "mergetool", *_methods(plan)]
     return matter | dict(licence(plan.sources))
@@ -97,10 +97,7 @@ def _link(paper: str) -> str:
 
 def _name(checkpoint: Checkpoint) -> str:
     """What to call a source: its name on the Hub, or its folder's; never where the folder is."""
-    if checkpoint.repo is not None:
-        return checkpoint.repo
-    name = last_part(checkpoint.label)
-    return name if name else last_part(os.path.abspath(checkpoint.path or "model"))
+    return folder_name(checkpoint) if checkpoint.repo is None else checkpoint.repo
 
 
 def _sources(plan: Plan) -> str:
@@ -125,7 +122,7 @@ def _part(plan: Plan, place: int, source: Source, fates: set[str]) -> str:
         words.append("base")
     if source.label in (model.reference for model in plan.recipe.models):
         words.append("merged")
-    if place == plan.tokenizer and plan.tokenizer != plan.donor:
+    if place == plan.tokenizer and plan.tokenizer != plan.lender:
         words.append("lends its tokenizer")
     if fates == {"lends its files"}:
         words.append("lends its files only")
@@ -148,11 +145,12 @@ def _numbers(plan: Plan) -> str:
     )
 
 
-def _reproduce() -> str:
+def _reproduce(shortened: bool) -> str:
+    paths = "; absolute ones are shortened here to their last part" if shortened else ""
     return (
         f"```sh\npip install mergetool=={__version__}\nmergetool run {RECIPE}\n```\n\n"
-        f"Relative paths in `{RECIPE}` start from the folder that the recipe was in. `{PROVENANCE}` has the commit or "
-        "the header digest of every source, the parameters of every tensor and the digest of its bytes."
+        f"Relative paths in `{RECIPE}` start from the folder that the recipe was in{paths}. `{PROVENANCE}` has the "
+        "commit or the header digest of every source, the parameters of every tensor and the digest of its bytes."
     )
 
 

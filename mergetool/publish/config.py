@@ -1,4 +1,4 @@
-"""The donor's config with the dtype that the weights are stored in, and nothing else changed."""
+"""The lender's config with the dtype that the weights are stored in, and nothing else changed."""
 
 from __future__ import annotations
 

@@ -6,34 +6,17 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 
+from mergetool.checkpoint.layout import is_tokenizer
 from mergetool.plan import Plan
 from mergetool.publish.card import card
 from mergetool.publish.config import with_dtype
+from mergetool.publish.local import write_local
 from mergetool.publish.privacy import Privacy
 from mergetool.publish.provenance import PROVENANCE, RECIPE, provenance
 from mergetool.storage.shards import index
 from mergetool.storage.writer import atomic_write
-
-_TOKENIZER = (
-    "tokenizer*.json",
-    "tokenizer.model*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "vocab_*",
-    "merges.txt",
-    "normalizer.json",
-    "tekken.json",
-    "*.model",
-    "*.tiktoken",
-    "chat_template.*",
-    "additional_chat_templates/*",
-    "tokenization_*.py",
-)
-"""What travels with a tokenizer; chat templates too, which speak in its special tokens."""
 
 
 def publish(plan: Plan, folder: Path, digests: Mapping[str, str], notes: Sequence[str] = ()) -> None:
@@ -64,29 +47,25 @@ def publish(plan: Plan, folder: Path, digests: Mapping[str, str], notes: Sequenc
     if len(plan.shards) > 1:
         stem = re.sub(r"-\d+-of-\d+\.safetensors$", "", plan.shards[0].file)
         write(f"{stem}.safetensors.index.json", (json.dumps(index(plan.shards), indent=2) + "\n").encode())
-    write(RECIPE, plan.recipe.text.encode())
+    write(RECIPE, privacy.hide(plan.recipe.text).encode())
     write("README.md", card(plan, frozenset(written), said, privacy).encode())
-    record = provenance(plan, folder, digests, written, said, privacy)
+    write_local(plan, folder)
+    record = provenance(plan, digests, written, said, privacy)
     atomic_write(folder / PROVENANCE, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
 def _carried(plan: Plan) -> Iterator[tuple[str, bytes]]:
-    """The files that come from the sources: the donor's, but the tokenizer's from whose tokenizer is taken."""
-    donor = plan.sources[plan.donor].checkpoint
-    lender = plan.sources[plan.tokenizer].checkpoint
-    for name in donor.files:
-        if name in (PROVENANCE, RECIPE) or (lender is not donor and is_tokenizer(name)):
+    """The files that come from the sources: the lender's, but the tokenizer's from whose tokenizer is taken."""
+    lender = plan.sources[plan.lender].checkpoint
+    tokenizer = plan.sources[plan.tokenizer].checkpoint
+    for name in lender.files:
+        if name in (PROVENANCE, RECIPE) or (tokenizer is not lender and is_tokenizer(name)):
             continue
-        content = donor.companion(name)
+        content = lender.companion(name)
         assert content is not None  # it is one of the files
         yield name, with_dtype(content, plan.recipe.stored_dtype) if name == "config.json" else content
-    if lender is not donor:
-        for name in filter(is_tokenizer, lender.files):
-            content = lender.companion(name)
+    if tokenizer is not lender:
+        for name in filter(is_tokenizer, tokenizer.files):
+            content = tokenizer.companion(name)
             assert content is not None
             yield name, content
-
-
-def is_tokenizer(name: str) -> bool:
-    """Whether a file of a model folder belongs to its tokenizer."""
-    return any(fnmatchcase(name, pattern) for pattern in _TOKENIZER)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from mergetool.plan import Job, Plan, Route, Source
@@ -19,8 +17,8 @@ from mergetool.version import __version__
 PROVENANCE = "provenance.json"
 """The file's name in a model folder."""
 RECIPE = "mergetool.yaml"
-"""The name of the recipe as run in a model folder."""
-FORMAT = 1
+"""The name in a model folder of the recipe as run, its absolute paths shortened."""
+PROVENANCE_FORMAT = 2
 """Raised when the keys below change their meaning."""
 _SAFETENSORS = "0.8"  # the version of the format that storage writes
 _ORDINARY = frozenset(("merged", "copied", "compared", "lends its files"))
@@ -28,35 +26,31 @@ _ORDINARY = frozenset(("merged", "copied", "compared", "lends its files"))
 
 def provenance(
     plan: Plan,
-    folder: Path,
     digests: Mapping[str, str],
     files: Mapping[str, str],
     notes: Sequence[str],
     privacy: Privacy,
 ) -> dict[str, Any]:
-    """The content of ``provenance.json``: plain data without times, machines or worker counts.
+    """The content of ``provenance.json``: plain data without times, machines, paths or worker counts.
 
     Args:
         plan: what was run.
-        folder: the model folder, or one beside it; the recipe's folder is kept relative to it.
         digests: the digest of every output tensor, by name.
         files: the SHA-256 of every file of the folder that holds no tensors, this one left out.
         notes: what a user of the model should know.
         privacy: takes the user's paths out.
     """
-    home = plan.recipe.folder
     return {
-        "format": FORMAT,
+        "format": PROVENANCE_FORMAT,
         "versions": _versions(),
         "plan": plan.digest,
-        "recipe": plan.recipe.canonical(),
-        "recipe_folder": None if home is None else os.path.relpath(home.resolve(), folder.resolve()),
-        "donor": plan.donor,
+        "recipe": privacy.hide_in(plan.recipe.canonical()),
+        "lender": plan.lender,
         "tokenizer": plan.tokenizer,
-        "sources": [_source(source) for source in plan.sources],
+        "sources": [_source(source, privacy) for source in plan.sources],
         "methods": _methods(plan.jobs, privacy),
         "routes": _routes(plan.routes, privacy),
-        "shards": {shard.file: shard.nbytes for shard in plan.shards},
+        "shards": {shard.file: _file(shard.header) for shard in plan.shards},
         "tensors": {job.name: digests[job.name] for job in plan.jobs},
         "files": dict(sorted(files.items())),
         "notes": list(notes),
@@ -74,17 +68,18 @@ def _versions() -> dict[str, str]:
     return found | {"safetensors_format": _SAFETENSORS, "python": platform.python_version()}
 
 
-def _source(source: Source) -> dict[str, Any]:
+def _source(source: Source, privacy: Privacy) -> dict[str, Any]:
     checkpoint = source.checkpoint
     return {
-        "label": source.label,
+        "label": privacy.names[source.label],
         "repo": checkpoint.repo,
         "commit": checkpoint.commit,
-        "weights": {
-            name: {"size": header.file_size, "header": header_digest(header)}
-            for name, header in checkpoint.headers.items()
-        },
+        "weights": {name: _file(header) for name, header in checkpoint.headers.items()},
     }
+
+
+def _file(header: Header) -> dict[str, Any]:
+    return {"size": header.file_size, "header": header_digest(header)}
 
 
 def header_digest(header: Header) -> str:

@@ -26,7 +26,7 @@ def examine_combination(draft: Draft, recipe: Recipe) -> None:
             _models(draft, recipe, method, place)
         if rule is None or method.name != recipe.merge_method:
             for parameter in method.parameters.values():
-                if parameter.required and not _excused(draft, parameter.name):
+                if parameter.required and not _excused(draft, parameter.name, method):
                     _missing(draft, recipe, rule, place, parameter)
         _clashes(draft, recipe, rule, method, recipe.merged_by(method))
         seen.add(method.name)
@@ -51,15 +51,29 @@ def _count(draft: Draft, method: Method, count: int) -> None:
     draft.report(("models",), what, "add models" if few else "remove models, or choose another method")
 
 
-def _excused(draft: Draft, parameter: str) -> bool:
+def reported(draft: Draft, recipe: Recipe) -> frozenset[str]:
+    """The parameters that were reported, or that are missing only because of something that was."""
+    used = [recipe.method(), *(recipe.method(rule) for rule in recipe.rules)]
+    excused = {name for method in used for name in method.parameters if _excused(draft, name, method)}
+    return frozenset(excused | draft.faulty)
+
+
+def _excused(draft: Draft, parameter: str, method: Method) -> bool:
     """Whether the parameter may be missing only because of something that was reported and removed."""
-    return any(path[-1] == parameter or (len(path) > 1 and path[-2] == "parameters") for path in draft.dropped)
+    for path in draft.dropped:
+        below = path[path.index("parameters") + 1 :] if "parameters" in path else path[-1:]
+        # A whole mapping, the parameter itself, or a name that may have been meant for it.
+        if not below or below[0] == parameter or ("parameters" in path and below[0] not in method.parameters):
+            return True
+    return False
 
 
 def _missing(draft: Draft, recipe: Recipe, rule: Rule | None, place: Path, parameter: Parameter) -> None:
     name, method = parameter.name, recipe.method(rule)
     sources = recipe.merged_by(method) if parameter.per_source else (None,)
     bare = [s for s in sources if not any(name in settings for _, settings in recipe.levels(s, rule))]
+    if bare:
+        draft.faulty.add(name)
     if bare and len(bare) == len(sources):
         whose = "for each of the `models`, or for all " if parameter.per_source else ""
         draft.report(place, f"`{method.name}` needs `{name}`", f"set it {whose}under `parameters`")
@@ -85,5 +99,6 @@ def _clashes(draft: Draft, recipe: Recipe, rule: Rule | None, method: Method, so
         return
     for argument, what in method.check(resolved.arguments):
         name = argument.rstrip("_")
+        draft.faulty.add(name)
         at = next(((*path, name) for path, parameter, _ in used if parameter == name), ("merge_method",))
         draft.report(at, what)

@@ -22,6 +22,8 @@ class Draft:
         """What was removed because no meaning could be found in it."""
         self.unclear: list[Path] = []
         """Rules that were reported and have no meaning, to be removed once all rules were looked at."""
+        self.faulty: set[str] = set()
+        """Parameters that were reported as missing, or as not going together with others."""
         self._problems: list[Problem] = []
         self._more = False
         for problem in problems:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import pathlib
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import yaml
 
 from mergetool.errors import Problem, RecipeError
-from mergetool.recipe.combination import examine_combination
+from mergetool.recipe.combination import examine_combination, reported
 from mergetool.recipe.draft import Draft
 from mergetool.recipe.entries import Document, RuleEntry
 from mergetool.recipe.names import examine_methods, examine_parameters, examine_roles, examine_sources
@@ -28,12 +29,16 @@ LARGEST = 10_000_000
 """Bytes; a larger file is no recipe."""
 
 
-def load(recipe: str | bytes | os.PathLike[str], overrides: Iterable[str] = ()) -> Recipe:
+def load(recipe: str | bytes | os.PathLike[str], overrides: str | Iterable[str] = ()) -> Recipe:
     """Read a recipe strictly.
+
+    >>> recipe = load("examples/ties.yaml", ["parameters.lambda=0.5"])
+    >>> recipe.merge_method, recipe.where("base_model")
+    ('ties', 'examples/ties.yaml:3:13')
 
     Args:
         recipe: a file's path, or the text of a recipe.
-        overrides: changes such as ``models.0.parameters.weight=0.3``.
+        overrides: changes such as ``models.0.parameters.weight=0.3``; one, or several.
 
     Raises:
         RecipeError: with everything that is wrong, each problem with its file, line and column.
@@ -44,12 +49,14 @@ def load(recipe: str | bytes | os.PathLike[str], overrides: Iterable[str] = ()) 
     return found
 
 
-def read(recipe: str | bytes | os.PathLike[str], overrides: Iterable[str] = ()) -> tuple[Recipe | None, list[Problem]]:
+def read(
+    recipe: str | bytes | os.PathLike[str], overrides: str | Iterable[str] = ()
+) -> tuple[Recipe | None, list[Problem]]:
     """Read a recipe as far as it can be understood, for looking further than its first problems.
 
     Args:
         recipe: a file's path, or the text of a recipe.
-        overrides: changes such as ``models.0.parameters.weight=0.3``.
+        overrides: changes such as ``models.0.parameters.weight=0.3``; one, or several.
 
     Returns:
         The recipe, mended where that was possible, or None; and everything that is wrong with it.
@@ -65,7 +72,7 @@ def read(recipe: str | bytes | os.PathLike[str], overrides: Iterable[str] = ()) 
         empty = Problem("the recipe is empty", f"{name}:1:1", "begin with `merge_method: …`")
         return None, problems or [empty]
     draft = Draft(root, problems)
-    overrides = list(overrides)
+    overrides = [overrides] if isinstance(overrides, str) else list(overrides)
     for change in overrides:
         override(draft, change)
     if overrides:
@@ -75,9 +82,9 @@ def read(recipe: str | bytes | os.PathLike[str], overrides: Iterable[str] = ()) 
 
 def _understand(draft: Draft, text: str, path: pathlib.Path | None) -> Recipe | None:
     document = examine(draft)
+    known = examine_methods(draft)
     if document is None:
         return None
-    known = examine_methods(draft, document)
     examine_roles(draft, document)
     examine_sources(draft, document)
     for unclear in sorted(set(draft.unclear), reverse=True):
@@ -88,7 +95,7 @@ def _understand(draft: Draft, text: str, path: pathlib.Path | None) -> Recipe | 
     document = Document.model_validate(draft.root.plain())
     recipe = _recipe(document, draft, text, path)
     examine_combination(draft, recipe)
-    return recipe
+    return replace(recipe, reported=reported(draft, recipe))
 
 
 def _recipe(document: Document, draft: Draft, text: str, path: pathlib.Path | None) -> Recipe:

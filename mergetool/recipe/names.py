@@ -20,15 +20,21 @@ WITHOUT_EFFECT = ("int8_mask",)
 """Parameters of mergekit's that change its memory and not its result; accepted and ignored."""
 
 
-def examine_methods(draft: Draft, document: Document) -> bool:
+def examine_methods(draft: Draft) -> bool:
     """Report unknown methods and read them as the nearest; whether the recipe's own is known or could be read."""
-    paths: list[Path] = [("merge_method",)]
-    for i, rule in enumerate(document.rules or ()):
-        if rule.merge_method is not None:
-            paths.append(("rules", i, "merge_method"))
+    rules = draft.root.nearest(("rules",)).value
+    count = len(rules) if isinstance(rules, list) else 0
+    paths: list[Path] = [("merge_method",), *(("rules", i, "merge_method") for i in range(count))]
     for path in paths:
-        _mend(draft, path, methods(), "method")
-    return draft.root.nearest(("merge_method",)).value in methods()
+        if isinstance(_leaf(draft, path), str):  # what is no text was reported as such
+            _mend(draft, path, methods(), "method")
+    return _leaf(draft, ("merge_method",)) in methods()
+
+
+def _leaf(draft: Draft, path: Path) -> object:
+    """The scalar at a path; None where there is nothing, or no scalar."""
+    node = draft.root.nearest(path[:-1]).child(path[-1])
+    return node.value if node is not None and isinstance(node.value, str) else None
 
 
 def examine_roles(draft: Draft, document: Document) -> None:
@@ -110,7 +116,6 @@ def _tokenizer(draft: Draft, document: Document, known: Iterable[str]) -> None:
 
 def examine_parameters(draft: Draft, document: Document) -> None:
     """Report parameters that the methods do not have or not there, and values they do not take."""
-    base = label(document.base_model) if document.base_model is not None else None
     own = methods()[document.merge_method]
     rules = document.rules or ()
     of_rules = [methods().get(rule.merge_method or "", own) for rule in rules]
@@ -118,25 +123,18 @@ def examine_parameters(draft: Draft, document: Document) -> None:
     _level(draft, ("parameters",), document.parameters, everyone)
     for i, entry in enumerate(document.models):
         path: Path = ("models", i, "parameters")
-        _level(draft, path, entry.parameters, everyone, label(entry.model) == base)
+        _level(draft, path, entry.parameters, everyone)
     for i, (rule, method) in enumerate(zip(rules, of_rules, strict=True)):
         _level(draft, ("rules", i, "parameters"), rule.parameters, [method])
         for k, entry in enumerate(rule.models or ()):
             path = ("rules", i, "models", k, "parameters")
-            _level(draft, path, entry.parameters, [method], label(entry.model) == base)
+            _level(draft, path, entry.parameters, [method])
 
 
-def _level(
-    draft: Draft, path: Path, settings: dict[str, Any] | None, allowed: list[Method], base: bool = False
-) -> None:
-    """Examine one mapping of parameters; ``base``: it belongs to the base, listed among the models."""
+def _level(draft: Draft, path: Path, settings: dict[str, Any] | None, allowed: list[Method]) -> None:
+    """Examine one mapping of parameters."""
     node = draft.root.nearest(path)
     if not settings or not isinstance(node.value, dict):
-        return
-    if base and all(method.base != "ignored" for method in allowed):
-        what = f"`{allowed[0].name}` takes deltas from the base, so the base itself has no parameters"
-        draft.report(path, what, "remove its parameters")
-        draft.drop(path)
         return
     of_source = "models" in path
     for name in list(node.value):
@@ -152,17 +150,19 @@ def _level(
             draft.report((*path, name), what, f"move it to the {level} `parameters`", key=True)
             draft.drop((*path, name))
     for name, below in list(node.value.items()):
-        for owner in [method.parameters[name] for method in allowed if name in method.parameters]:
-            _values(draft, (*path, name), below, owner)
+        owners = [method.parameters[name] for method in allowed if name in method.parameters]
+        all(_values(draft, (*path, name), below, owner) for owner in owners)  # the first that refuses it says it all
 
 
-def _values(draft: Draft, path: Path, node: Node, parameter: Parameter) -> None:
+def _values(draft: Draft, path: Path, node: Node, parameter: Parameter) -> bool:
+    """Report a value that the parameter does not take, and remove the setting; whether it takes all of them."""
     for below, value in scalars(node.plain()):
         try:
             parameter.check(value)
         except ValueError as error:
             place = (*path, *below)
             subject = title(place) if below and isinstance(below[-1], int) else f"`{path[-1]}`"
-            draft.report(place, f"{subject} {error}")
-            return draft.drop(path)
-    return None
+            draft.report(place, f"{subject} {error}", parameter.advice(value))
+            draft.drop(path)
+            return False
+    return True

@@ -40,7 +40,7 @@ class Resolved:
     arguments: Mapping[str, Any]
     """The same by the names of the method's arguments."""
     problems: tuple[Problem, ...]
-    """What is missing or out of range; the parameters concerned are then left out above."""
+    """What is missing or out of range; the parameters concerned are left out above, also those reported before."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,8 @@ class Recipe:
     """The recipe as run: the file's text, or with overrides the changed recipe."""
     folder: pathlib.Path | None = None
     """What relative paths are relative to; None for a recipe that is no file."""
+    reported: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
+    """Parameters about which the text's problems say all there is to say; of none where it has no problems."""
     tree: Node = field(default_factory=lambda: Node({}, ""), repr=False, compare=False)
 
     def where(self, *path: str | int) -> str:
@@ -126,7 +128,8 @@ class Recipe:
             asked = sources if declared.per_source else (None,)
             found = [self._value(method, parameter, name, depth, source, rule) for source in asked]
             wrong = [item for item in found if isinstance(item, Problem)]
-            problems += wrong
+            if parameter not in self.reported:
+                problems += wrong
             if not wrong:
                 values[parameter] = tuple(found) if declared.per_source else found[0]
         arguments = {method.parameters[parameter].argument: value for parameter, value in values.items()}
@@ -158,17 +161,17 @@ class Recipe:
             try:
                 return declared.check(value)  # type: ignore[no-any-return]
             except ValueError as error:
-                return Problem(f"`{parameter}` for `{name}` {error}", self.where(*place))
+                return Problem(f"`{parameter}` {error}", self.where(*place), declared.advice(value))
         if not declared.required:
             return declared.default  # type: ignore[no-any-return]
-        whose = f" of {source}" if source is not None else ""
+        whose = f" for {source}" if source is not None else ""
         fix = "add an entry without `filter`" if place else f"add `{parameter}: …` under `parameters`"
-        what = f"`{method.name}` needs `{parameter}`, which nothing sets for `{name}`{whose}"
+        what = f"`{method.name}` needs `{parameter}`{whose}, which nothing sets"
         return Problem(what, self.where(*(place or ("merge_method",))), fix)
 
     def canonical(self) -> dict[str, Any]:
         """What the recipe means, as stable plain data for digests: without its text, folder and output."""
-        left_out = {"text", "folder", "tree", "output"}
+        left_out = {"text", "folder", "tree", "output", "reported"}
         return {
             item.name: _plain(getattr(self, item.name))
             for item in dataclasses.fields(self)

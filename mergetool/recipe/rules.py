@@ -66,6 +66,11 @@ class Rule:
         return {reference: i for i, reference in enumerate(self.models or ())}
 
     @property
+    def title(self) -> str:
+        """The rule in words, counted from 1 as people and messages count."""
+        return f"rule {self.index + 1}"
+
+    @property
     def path(self) -> Path:
         """Where the rule stands in the recipe."""
         return ("rules", self.index)

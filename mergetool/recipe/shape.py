@@ -31,6 +31,10 @@ _MUST_BE = {
     "string_type": "text",
     "int_type": "a whole number",
 }
+_INSTEAD = {
+    "slices": "where its ranges cover all layers, list the models under `models` instead",
+}
+"""What to do about a key that is not supported, other than to remove it."""
 _SENTENCES = {
     "too_short": "must not be empty",
     "string_too_short": "must not be empty",
@@ -79,7 +83,7 @@ def _unknown_key(draft: Draft, path: Path) -> None:
     parameter = any(word in method.parameters for method in methods().values())
     if word in entries.UNSUPPORTED:
         what = f"`{word}` is a mergekit key that mergetool does not support yet"
-        draft.report(path, what, "remove it", key=True)
+        draft.report(path, what, _INSTEAD.get(word, "remove it"), key=True)
     elif parameter and "parameters" in names:
         draft.report(path, f"`{word}` is a parameter", "put it under `parameters`", key=True)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,8 @@ MOST_DEPTH = 40
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TAG = "tag:yaml.org,2002:"
 _CONSTRUCTOR = yaml.constructor.SafeConstructor()
+_AMBIGUOUS = re.compile(r"[-+]?0[0-9_]+|.*:.*")
+"""Octal with a leading zero, and base sixty: only YAML 1.1 has them."""
 _TEXT_TAGS = {_TAG + "str", _TAG + "timestamp", _TAG + "value", _TAG + "merge"}
 
 
@@ -182,6 +185,9 @@ class _Composer:
         if tag in _TEXT_TAGS or tag == "!":
             return text
         try:
+            if _AMBIGUOUS.fullmatch(text) and tag in (_TAG + "int", _TAG + "float"):
+                what = f"`{shorten(text)}` is one number in YAML 1.1 and another in YAML 1.2"
+                self.problems.append(Problem(what, self.place(event), "write it in decimal digits, or quote a text"))
             return _scalar(tag, text)
         except _UnknownTagError:
             self.problems.append(_no_tag(tag, self.place(event)))

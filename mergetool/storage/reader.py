@@ -90,10 +90,6 @@ class Reader:
             except OSError:  # some file systems know no hints, and a hint is all this is
                 return
 
-    def fileno(self) -> int:
-        """The file descriptor, for copies inside the kernel."""
-        return self._fd
-
     def changed(self) -> bool:
         """Whether the file at the path is no longer the one that was opened, by size, time or inode."""
         try:

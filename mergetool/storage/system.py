@@ -46,11 +46,6 @@ def truncate(fd: int, nbytes: int) -> None:
     os.ftruncate(fd, nbytes)
 
 
-def copy_range(source: int, target: int, nbytes: int, source_offset: int, target_offset: int) -> int:
-    """Copy inside the kernel (a shared extent where the file system can); the number of bytes copied."""
-    return os.copy_file_range(source, target, nbytes, source_offset, target_offset)
-
-
 def as_bytes(buffer: Buffer) -> memoryview:
     """The bytes of a contiguous buffer as a flat view, without a copy.
 

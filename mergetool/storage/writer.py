@@ -9,18 +9,10 @@ from pathlib import Path
 from types import TracebackType
 
 from mergetool.storage import system
-from mergetool.storage.reader import Reader
 from mergetool.storage.shards import Shard, index, shard
 from mergetool.storage.system import Buffer
 
 __all__ = ["Shard", "Writer", "atomic_write", "index", "shard"]
-
-_COPY_BYTES = 4 << 20  # past a few MiB a larger buffer copies no faster
-
-# What a file system answers when it cannot copy inside the kernel; then the bytes go through a buffer.
-_NO_KERNEL_COPY = frozenset(
-    (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF, errno.ETXTBSY)
-)
 
 
 class Writer:
@@ -105,48 +97,6 @@ class Writer:
             system.write_all(self._fd, view, offset)
         except OSError as error:
             raise system.write_failure(error, self.path, self.shard.nbytes) from error
-
-    def copy_from(self, reader: Reader, src_offset: int, dst_offset: int, nbytes: int) -> None:
-        """Copy ``nbytes`` of a source as they are, inside the kernel where the file systems allow it.
-
-        Raises:
-            ValueError: the bytes would not lie inside the file's data.
-            CheckpointError: the source ends too early.
-            RunError: a disk is full or fails.
-        """
-        self._check_inside(dst_offset, nbytes)
-        done = self._copy_in_kernel(reader, src_offset, dst_offset, nbytes)
-        buffer = memoryview(bytearray(min(_COPY_BYTES, nbytes - done)))
-        while done < nbytes:
-            part = buffer[: nbytes - done]
-            reader.read_into(part, src_offset + done)
-            self.write(part, dst_offset + done)
-            done += len(part)
-
-    def _copy_in_kernel(self, reader: Reader, src_offset: int, dst_offset: int, nbytes: int) -> int:
-        """Copy without a buffer; the number of bytes done when the kernel stopped helping."""
-        done = 0
-        while done < nbytes:
-            try:
-                count = system.copy_range(
-                    reader.fileno(),
-                    self._fd,
-                    min(nbytes - done, system.LARGEST_CALL),
-                    src_offset + done,
-                    dst_offset + done,
-                )
-            except InterruptedError:
-                continue
-            except AttributeError:  # only Linux has the call
-                break
-            except OSError as error:
-                if error.errno in _NO_KERNEL_COPY:
-                    break
-                raise system.write_failure(error, self.path, self.shard.nbytes) from error
-            if count == 0:  # the end of the source, or a file system that answers nothing: reading will tell
-                break
-            done += count
-        return done
 
     def _check_inside(self, offset: int, nbytes: int) -> None:
         if offset < self.shard.header.data_start or offset + nbytes > self.shard.nbytes:

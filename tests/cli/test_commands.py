@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from mergetool.cli import summary
 from mergetool.cli.group import COMMANDS, mergetool
+from mergetool.execute.run import run as execute
 from mergetool.methods import METHODS
+from mergetool.plan import check
 
 NAME = "model.layers.1.mlp.down_proj.weight"
 
@@ -18,6 +22,17 @@ def test_run_writes_the_folder_and_sums_it_up(folder, run):
     assert (folder / "out" / "model.safetensors").is_file()
     assert "merged   6 tensors" in result.stdout
     assert "copied   3 tensors" in result.stdout
+
+
+def test_a_speed_is_said_only_where_it_says_something(folder, run):
+    assert "MB/s" not in run("run", "merge.yaml", "out").stdout
+    report = execute(check("merge.yaml"), "other")
+    large = replace(report, bytes_read=3_000_000_000, seconds=2.0)
+    said = "\n".join(summary.lines(large))
+    assert "1,500 MB/s read and written" in said
+    assert "read     3.00 GB" in said
+    assert summary.as_json(large)["bytes_read"] == 3_000_000_000
+    assert "MB/s" not in "\n".join(summary.lines(replace(large, resumed=1)))
 
 
 def test_run_again_does_nothing(folder, run):
@@ -64,6 +79,13 @@ def test_plan_suggests_the_nearest_tensor(folder, run):
     result = run("plan", "merge.yaml", "--tensor", "model.layers.1.mlp.downproj.weight")
     assert result.exit_code == 3
     assert f"did you mean `{NAME}`?" in result.stderr
+
+
+def test_check_refuses_the_output_that_run_would_refuse(folder, run):
+    for output in ("a", "merge.yaml"):
+        refused = run("check", "merge.yaml", "--set", f"output={output}")
+        assert refused.exit_code == run("run", "merge.yaml", output).exit_code == 4
+        assert refused.stderr.count("error:") == 1
 
 
 def test_check_says_ok_in_a_line(folder, run):

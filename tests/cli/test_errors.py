@@ -98,6 +98,28 @@ def test_a_closed_pipe_is_quiet():
     assert stderr == b""
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has a disk that is always full")
+@pytest.mark.parametrize("command", [("schema",), ("check", "merge.yaml")])  # more than a buffer, and less
+def test_output_to_a_full_disk_is_told_and_has_its_own_code(folder, command):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "mergetool.cli", *command], stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    assert done.returncode == failure.UNWRITTEN
+    assert done.stderr == b"error: the output cannot be printed: No space left on device\n"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has a disk that is always full")
+def test_output_and_messages_to_a_full_disk_have_the_same_code():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", "mergetool.cli", "schema"], stdout=full, stderr=full, check=False)
+    assert done.returncode == failure.UNWRITTEN
+
+
+def test_a_failing_disk_that_is_not_the_output_is_a_mistake_of_ours(raising):
+    assert raising(OSError(28, "No space left on device")).exit_code == failure.UNEXPECTED
+
+
 def test_the_usage_is_explained_by_click(run):
     assert run("run").exit_code == 2
     assert run("plan", "merge.yaml", "--memory", "much").exit_code == 2

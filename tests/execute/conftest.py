@@ -18,11 +18,8 @@ from mergetool.storage.dtypes import DTYPES
 
 
 def contents(folder):
-    """Every file of a folder by its relative name; where the recipe lies from there is left out."""
-    found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    if "provenance.json" in found:
-        found["provenance.json"] = re.sub(rb'"recipe_folder": "[^"]*",', b"", found["provenance.json"])
-    return found
+    """Every file of a folder by its relative name."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def tensors(folder):

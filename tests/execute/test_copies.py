@@ -36,7 +36,7 @@ def test_other_dtypes_are_copied_as_they_are(tmp_path, dtype, asked):
     [("I64", np.array([1, 2, 4])), ("I64", np.array([1, 2])), ("I32", np.array([1, 2, 3], np.int32))],
     ids=["value", "shape", "dtype"],
 )
-def test_sources_whose_integers_differ_from_the_donors_are_named(tmp_path, other):
+def test_sources_whose_integers_differ_from_the_lenders_are_named(tmp_path, other):
     steps = ("I64", np.array([1, 2, 3]))
     for seed, name in enumerate(("base", "a", "b")):
         save(tmp_path / name, llama(seed) | {"steps": other if name == "b" else steps})

@@ -223,8 +223,13 @@ def test_the_table_has_a_line_for_each_model():
         Score("half", "en", 10, 0.0),
     ]
     assert table(scores).splitlines() == [
-        "perplexity       en     es    mean",
-        "base          4.000  9.000   6.000",
-        "merged model  2.000    inf  2e+217",
-        "half          1.000      -   1.000",
+        "nats a token      en         es      mean",
+        "base          1.3863     2.1972    1.7918",
+        "merged model  0.6931  1000.0000  500.3466",
+        "half          0.0000          -    0.0000",
+        "",
+        "perplexity        en         es      mean",
+        "base           4.000      9.000     6.000",
+        "merged model   2.000        inf    2e+217",
+        "half           1.000          -     1.000",
     ]

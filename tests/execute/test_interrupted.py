@@ -13,8 +13,8 @@ from plan.models import TIES, planned
 
 from execute.conftest import contents, fingerprint
 from mergetool.errors import RunError
-from mergetool.execute import measure, run
-from mergetool.execute.staging import JOURNAL
+from mergetool.execute import measure, run, staging
+from mergetool.execute.staging import JOURNAL, LOCK
 from mergetool.storage import system
 
 MODEL_SCOPE = f"{TIES}  scope: model\n"
@@ -129,7 +129,7 @@ def test_facts_that_were_measured_are_not_measured_again(plan, undisturbed, half
     assert [path.name for path in (stage / measure.FOLDER).iterdir()] == ["ties.cut.safetensors"]
     lines = (stage / JOURNAL).read_bytes().splitlines(keepends=True)
     (stage / JOURNAL).write_bytes(b"".join(lines[:3]))
-    monkeypatch.setattr(measure, "count", None)
+    monkeypatch.setattr(measure, "cuts", None)
     assert run(plan, output).resumed == 2
     assert contents(output) == undisturbed
 
@@ -170,7 +170,26 @@ def test_an_interrupt_by_the_keyboard_keeps_what_is_done(plan, undisturbed, tmp_
 
 
 def test_the_facts_and_the_journal_are_not_part_of_the_model(undisturbed):
-    assert not [name for name in undisturbed if name.startswith((".", measure.FOLDER))]
+    hidden = {name for name in undisturbed if name.startswith((".", measure.FOLDER))}
+    assert hidden == {".mergetool/.gitignore", ".mergetool/local.json"}
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_killed_between_its_name_and_the_end_the_next_run_tidies_up(plan, undisturbed, tmp_path, monkeypatch, earlier):
+    output = tmp_path / "merged"
+    if earlier:
+        output.mkdir()
+        (output / "earlier.txt").write_text("replaced")
+    with monkeypatch.context() as patch:
+        patch.setattr(staging, "_sweep", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(plan, output, force=True)
+    left = contents(output)
+    assert left.keys() - undisturbed.keys() == {JOURNAL, LOCK}
+    assert left.items() >= undisturbed.items()
+    assert run(plan, output).unchanged
+    assert contents(output) == undisturbed
+    assert [path.name for path in tmp_path.iterdir()] == ["merged"]
 
 
 def test_killed_at_any_moment_the_same_command_completes_the_same_folder(folder, runner):

@@ -75,6 +75,13 @@ def test_a_file_or_a_link_is_not_replaced(folder, force):
     assert (folder / "link").is_symlink()
 
 
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("place", ["/", "//", "/..", "/."])
+def test_the_root_of_the_file_system_is_refused(folder, force, place):
+    with pytest.raises(OutputRefused, match="no folder that could be made"):
+        run(planned(folder), place, force=force)
+
+
 def test_no_output_at_all_is_refused(folder):
     with pytest.raises(OutputRefused, match="no output"):
         run(planned(folder))
@@ -156,6 +163,30 @@ def test_another_recipe_replaces_a_merge_only_by_force(folder):
     run(planned(folder, OTHER), folder / "fresh")
     assert contents(folder / "merged") == contents(folder / "fresh")
     assert {path.name for path in folder.iterdir() if path.name.startswith(".")} == set()
+
+
+def test_a_merge_without_its_private_record_is_replaced_only_by_the_same_plan(folder):
+    plan = planned(folder)
+    run(plan, folder / "merged")
+    before = contents(folder / "merged")
+    shutil.rmtree(folder / "merged" / ".mergetool")
+    (folder / "merged" / plan.shards[0].file).unlink()
+    with pytest.raises(OutputRefused, match="another recipe"):
+        run(planned(folder, OTHER), folder / "merged")
+    assert not run(planned(folder), folder / "merged").unchanged
+    assert contents(folder / "merged") == before
+
+
+def test_a_recipe_that_differs_only_in_where_a_source_lies_is_another(folder):
+    shutil.copytree(folder / "a", folder / "elsewhere" / "a")
+    run(planned(folder), folder / "merged")
+    other = planned(folder, TIES.replace("model: a\n", "model: elsewhere/a\n"))
+    assert other.sources != planned(folder).sources
+    for record in ("there", "gone"):
+        if record == "gone":
+            shutil.rmtree(folder / "merged" / ".mergetool")
+        with pytest.raises(OutputRefused, match="another recipe"):
+            run(other, folder / "merged")
 
 
 def test_what_another_plan_left_half_done_is_not_taken_over(folder, monkeypatch):

@@ -56,11 +56,30 @@ def test_a_merge_as_it_was_made_has_nothing_wrong(folder):
     assert "8 of 20 tensors" in found.checks[-1].detail
 
 
-def test_a_folder_that_was_moved_finds_its_sources_when_told_where(home, tmp_path):
+def test_a_folder_that_was_moved_finds_its_sources(home, tmp_path):
     moved = shutil.copytree(home / "merged", tmp_path / "far" / "away")
+    assert "8 of 20 tensors" in checks(moved)["sources"].detail
 
-    assert checks(moved)["sources"].skipped
-    assert not checks(moved, recipe_folder=home)["sources"].skipped
+
+def test_a_folder_as_published_finds_its_sources_when_told_where(home, folder):
+    shutil.rmtree(folder / ".mergetool")
+    assert checks(folder)["sources"].detail.startswith("skipped: nothing here says where")
+    found = verify(folder, recipe_folder=home)
+    assert found.ok
+    assert "8 of 20 tensors" in found.checks[-1].detail
+
+
+def test_sources_named_by_absolute_paths_are_found_by_the_private_record_alone(tmp_path):
+    text = RECIPE.replace("model: one", f"model: {three(tmp_path)}/one")
+    folder = merged(tmp_path, text).folder
+    assert "8 of 20 tensors" in checks(folder)["sources"].detail
+    shutil.rmtree(folder / ".mergetool")
+    assert "8 of 20 tensors" in checks(folder, recipe_folder=tmp_path)["sources"].detail
+    assert "the plan cannot be built again" in checks(folder, recipe_folder=folder)["sources"].detail
+
+
+def test_no_sample_is_no_finding(folder):
+    assert checks(folder, sample=0)["sources"].detail == "skipped: no tensor is to be made again"
 
 
 def test_a_single_file_needs_no_index(tmp_path):
@@ -109,6 +128,43 @@ def test_a_truncated_shard_is_found(folder):
 def test_weights_that_do_not_belong_are_found(folder):
     shutil.copy(sorted(folder.glob("*.safetensors"))[0], folder / "model.safetensors")
     assert failed(folder) == {"headers": "model.safetensors does not belong here"}
+
+
+@pytest.mark.parametrize(("old", "new"), [(b'"dtype":"F32"', b'"dtype":"I32"'), (b'"pt"', b'"tf"')])
+def test_a_header_that_says_otherwise_is_found(folder, old, new):
+    path = sorted(folder.glob("*.safetensors"))[0]
+    content = path.read_bytes()
+    assert old in content
+    path.write_bytes(content.replace(old, new, 1))
+    assert failed(folder, sample=0)["headers"] == f"the header of {path.name} was changed"
+
+
+def test_a_tensor_made_again_must_have_its_dtype_and_shape_too(folder):
+    path = sorted(folder.glob("*.safetensors"))[0]
+    first = next(iter(read_header(path).entries.values()))
+    path.write_bytes(path.read_bytes().replace(b'"dtype":"F32"', b'"dtype":"I32"', 1))
+    shape = list(first.shape)
+    assert f"`{first.name}` is I32 {shape} and comes out as F32 {shape}" in failed(folder, sample=20)["sources"]
+
+
+@pytest.mark.parametrize("name", ["modeling_x.py", "sub/tokenizer.json", "sub/model.safetensors", "__init__.py"])
+def test_files_that_are_not_on_record_are_found(folder, name):
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("mine")
+    assert failed(folder) == {"files": f"{name} does not belong here"}
+
+
+def test_a_link_that_is_not_on_record_is_found(folder, tmp_path):
+    (folder / "code").symlink_to(tmp_path)
+    (folder / "gone.py").symlink_to(tmp_path / "nowhere")
+    assert failed(folder) == {"files": "code does not belong here; gone.py does not belong here"}
+
+
+@pytest.mark.parametrize("name", [".journal.jsonl", ".lock", ".gitattributes", ".git/config", ".cache/huggingface/x"])
+def test_hidden_files_are_no_part_of_the_model(folder, name):
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("mine")
+    assert not failed(folder)
 
 
 def test_an_index_that_points_elsewhere_is_found(folder):
@@ -220,11 +276,13 @@ def test_nothing_is_downloaded_to_make_a_tensor_again(tmp_path, monkeypatch):
 def test_a_folder_that_is_not_ours_is_refused(home, folder):
     with pytest.raises(CheckpointError, match=r"has no provenance\.json"):
         verify(home / "base")
-    (folder / "provenance.json").write_text('{"format": 1}')
-    with pytest.raises(CheckpointError, match="is incomplete"):
-        verify(folder)
+    shards = {"model.safetensors": 12}
+    for record in ({}, {"tensors": {}, "files": {}, "sources": [], "shards": shards}):
+        (folder / "provenance.json").write_text(json.dumps({"format": 2, **record}))
+        with pytest.raises(CheckpointError, match="is incomplete"):
+            verify(folder)
     (folder / "provenance.json").write_text('{"format": 99}')
-    with pytest.raises(CheckpointError, match="not of format 1"):
+    with pytest.raises(CheckpointError, match="not of format 2"):
         verify(folder)
 
 

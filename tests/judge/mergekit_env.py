@@ -64,7 +64,7 @@ def mergekit_merge(recipe_text: str, out: Path, *options: str) -> Path:
     recipe.write_text(recipe_text)
     environment = {
         **os.environ,
-        "PYTHONHASHSEED": "0",  # mergekit picks the donor of the config from a set
+        "PYTHONHASHSEED": "0",  # mergekit picks whose config it takes from a set
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
     }

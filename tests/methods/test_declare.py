@@ -130,7 +130,7 @@ def test_what_does_not_go_together_is_said_by_the_method():
     assert linear.check({"weight": (1.0, 2.0), "normalize": True}) == []
     ((name, message),) = linear.check({"weight": (1.0, -1.0), "normalize": True})
     assert name == "weight"
-    assert message == "the weights [1.0, -1.0] sum to zero, so they cannot be normalised"
+    assert message == "the weights sum to zero, so they cannot be normalised"
     assert linear.check({"weight": (1.0, -1.0), "normalize": False}) == []
     assert METHODS["ties"].check({"weight": (1.0, -1.0)}) == []
 

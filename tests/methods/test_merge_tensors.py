@@ -37,6 +37,14 @@ def test_one_value_is_for_every_source_or_each_has_its_own():
     np.testing.assert_array_equal(merge_tensors("linear", [ONE, TWO], weight=2), np.full((2, 2), 1.5))
 
 
+@pytest.mark.parametrize("weight", [np.array([1, 3]), np.array([1.0, 3.0], np.float32), [np.int64(1), np.float64(3)]])
+def test_parameters_may_be_numpys(weight):
+    np.testing.assert_array_equal(merge_tensors("linear", [ONE, TWO], weight=weight), np.full((2, 2), 1.75))
+    np.testing.assert_array_equal(
+        merge_tensors("linear", [ONE, TWO], weight=np.float32(2), normalize=np.bool_(False)), np.full((2, 2), 6.0)
+    )
+
+
 @pytest.mark.parametrize("given", [{"lambda_": 0.5}, {"parameters": {"lambda": 0.5}}], ids=str)
 def test_lambda_is_written_with_an_underscore_or_as_in_recipes(given):
     merged = merge_tensors("task_arithmetic", [TWO], ONE, weight=1.0, **given)
@@ -121,6 +129,12 @@ WRONG = {
         {"weight": 1.0, "rescale": "l2"},
         "one of true, false, l1, not 'l2'",
     ),
+    "too few names": (("linear", [ONE, TWO]), {"weight": 1.0, "sources": ["a"]}, "has 1 names for 2 tensors"),
+    "a list": (("linear", [[1.0], ONE]), {"weight": 1.0}, "source 0: is a list, not a tensor"),
+    "a base that is a list": (("ties", [ONE], [1.0]), {"weight": 1.0}, "base: is a list, not a tensor"),
+    "a single tensor": (("linear", ONE), {"weight": 1.0}, "`tensors` is a single tensor"),
+    "a model's scope": (("ties", [ONE], TWO), {"weight": 1.0, "scope": "model"}, "about all tensors of a model"),
+    "a matrix": (("linear", [ONE, TWO]), {"weight": TWO}, "must be a number, not [2.0, 2.0]"),
     "weights that cancel": (("linear", [ONE, TWO]), {"weight": [1.0, -1.0]}, "sum to zero"),
 }
 

@@ -61,6 +61,7 @@ def test_comments_the_output_and_resources_do_not_change_the_digest(folder):
 )
 def test_each_word_of_the_recipe_changes_the_digest(folder, change):
     old, new = change
+    (folder / "a" / "tokenizer.json").write_text("{}")
     assert TIES.count(old) == 1
     assert planned(folder, TIES.replace(old, new)).digest != planned(folder).digest
 

@@ -29,7 +29,7 @@ def test_a_shard_on_disk_has_the_offsets_of_the_plan(trio_folder, tmp_path, limi
 
 def test_the_output_keeps_the_bases_names_order_shapes_and_dtypes(trio_folder):
     plan = planned(trio_folder)
-    base = plan.sources[plan.donor].checkpoint.tensors.values()
+    base = plan.sources[plan.lender].checkpoint.tensors.values()
     assert [(job.name, job.shape, job.dtype) for job in plan.jobs] == [(t.name, t.shape, t.dtype) for t in base]
 
 

@@ -83,7 +83,7 @@ def test_a_small_budget_is_refused_with_the_number_to_give(folder, budget):
 @pytest.mark.parametrize("workers", [2, 9, 40])
 def test_a_budget_too_small_for_the_workers_asked_for_is_refused_with_the_number_to_give(folder, workers):
     with pytest.raises(PlanError) as refused:
-        planned(folder, memory=208 * MIB, workers=workers)
+        planned(folder, memory=216 * MIB, workers=workers)
     (problem,) = refused.value.problems
     assert f"{workers} workers" in problem.what
     wanted = int(re.search(r"--memory (\d+)MiB", problem.fix)[1])
@@ -94,14 +94,14 @@ def test_a_budget_too_small_for_the_workers_asked_for_is_refused_with_the_number
 
 def test_workers_give_way_to_a_small_budget(folder, monkeypatch):
     monkeypatch.setattr(memory, "default_workers", lambda: 64)
-    found = [planned(folder, memory=budget * MIB).memory for budget in (208, 230, 260, 300, 400, 640)]
+    found = [planned(folder, memory=budget * MIB).memory for budget in (216, 235, 260, 300, 400, 640)]
     assert [one.workers for one in found] == sorted(one.workers for one in found)
     assert found[0].workers == 1
     assert 1 < found[-1].workers < 64
     assert all(one.peak <= one.budget for one in found)
 
 
-@pytest.mark.parametrize("budget", range(220, 900, 37))
+@pytest.mark.parametrize("budget", range(228, 900, 37))
 @pytest.mark.parametrize("workers", [None, 1, 2])
 def test_the_peak_never_exceeds_the_budget_and_tiles_are_whole_blocks(folder, budget, workers):
     found = planned(folder, TIES, memory=budget * MIB, workers=workers).memory

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 
@@ -12,6 +13,7 @@ from mergetool.errors import (
     CheckpointError,
     MergetoolError,
     MissingTensor,
+    OutputRefused,
     PlanError,
     RecipeError,
     ShapeMismatch,
@@ -138,12 +140,11 @@ def test_a_tensor_that_only_one_source_has_is_missing_in_the_others(folder):
 
 def test_vocabularies_that_differ_are_named_as_such(folder):
     save(folder / "b", llama(2, vocabulary=25))
-    found = problems(ShapeMismatch, lambda: planned(folder))
-    assert len(found) == 2
-    for problem in found:
-        assert "[24, 8] in base, [24, 8] in a, [25, 8] in b" in problem.what
-        assert "vocabularies differ" in problem.fix
-        assert "merge.yaml:6:12" in problem.where
+    (problem,) = problems(ShapeMismatch, lambda: planned(folder))
+    assert "`model.embed_tokens.weight`, `lm_head.weight`" in problem.what
+    assert "[24, 8] in base, [24, 8] in a, [25, 8] in b" in problem.what
+    assert "vocabularies differ" in problem.fix
+    assert "merge.yaml:6:12" in problem.where
     assert ShapeMismatch.exit_code == 3
 
 
@@ -157,7 +158,7 @@ def test_transposed_shapes_of_equal_size_are_not_merged(folder):
 def test_a_tensor_that_holds_numbers_in_one_source_only_is_refused(folder):
     save(folder / "a", llama(1) | {Q: ("I32", np.zeros((8, 8), np.int32))})
     (problem,) = problems(PlanError, lambda: planned(folder))
-    assert f"`{Q}` is I32 in a" in problem.what
+    assert problem.what == f"I32 only in a: `{Q}`"
     assert "merge.yaml:4:12" in problem.where
 
 
@@ -179,7 +180,7 @@ def test_keeping_what_the_source_does_not_have_is_told(folder):
     save(folder / "b", llama(2) | {"extra.weight": ("BF16", np.zeros(3, np.uint16))})
     text = TIES + "rules:\n  - where: {name: extra.weight}\n    keep: a\n"
     (problem,) = problems(RecipeError, lambda: planned(folder, text))
-    assert "`extra.weight` of a, which has no such tensor" in problem.what
+    assert problem.what == "rule 1 keeps of a what it does not have: `extra.weight`"
     assert "merge.yaml:12:11" in problem.where
 
 
@@ -208,10 +209,123 @@ def test_a_filter_that_matches_nothing_is_told_wherever_it_stands(folder):
 
 def test_a_parameter_that_some_tensors_do_not_get_is_told(folder):
     text = TIES.replace("weight: 1}", "weight: {filter: mlp, value: 1}}")
-    found = problems(RecipeError, lambda: planned(folder, text))
-    assert all("`ties` needs `weight`" in problem.what for problem in found)
-    assert all("of a" in problem.what for problem in found)
-    assert "mlp" not in "".join(problem.what for problem in found)
+    (problem,) = problems(RecipeError, lambda: planned(folder, text))
+    assert problem.what.startswith("`ties` needs `weight` for a, which nothing sets (for `model.embed_tokens.weight`, ")
+    assert problem.what.endswith(" and 2 more)")
+    assert "mlp" not in problem.what
+
+
+def test_models_of_another_size_are_one_problem_with_the_first_shapes(folder):
+    save(folder / "b", llama(2, hidden=16))
+    (problem,) = problems(ShapeMismatch, lambda: planned(folder))
+    assert problem.what.count("`") == 2 * 6
+    assert "vocabularies" not in problem.fix
+    assert found[1].what.endswith(
+        "[8, 8] in base, [8, 8] in a, [16, 16] in b (of `model.layers.0.self_attn.q_proj.weight`)"
+    )
+
+
+def test_models_of_other_architectures_are_told_as_such(folder):
+    tensors = {f"transformer.{name}": tensor for name, tensor in llama(2).items()}
+    save(folder / "b", tensors, config={"model_type": "gpt2"})
+    (problem,) = problems(PlanError, lambda: planned(folder))
+    assert problem.what == "llama (base, a) and gpt2 (b) are different architectures"
+    assert "merge.yaml:6:12" in problem.where
+    assert "lacks" in problem.fix
+
+
+def test_model_types_with_the_same_tensors_are_only_noted(folder):
+    save(folder / "b", llama(2), config={"model_type": "mistral", "num_hidden_layers": 2})
+    assert any("llama, mistral" in note for note in planned(folder).notes)
+
+
+def test_parameters_of_a_base_among_the_models_are_ignored_and_noted(folder):
+    text = TIES.replace("models:\n", "models:\n  - {model: base, parameters: {weight: 3, density: 1}}\n")
+    plan = planned(folder, text)
+    assert plan.jobs[0].parameters == planned(folder).jobs[0].parameters
+    (note,) = [note for note in plan.notes if "base" in note]
+    assert "no effect (`weight`, `density`)" in note
+    linear = "merge_method: linear\nbase_model: base\nmodels: [{model: base, parameters: {weight: 1}}, "
+    assert planned(folder, linear + "{model: a, parameters: {weight: 1}}]\n").notes == ()
+
+
+@pytest.mark.parametrize("output", ["a", "a/merged", "."])
+def test_an_output_among_the_sources_is_told_by_check_and_build(folder, output):
+    path = folder / "merge.yaml"
+    path.write_text(f"output: {output}\n{TIES}")
+    for call in (lambda: check(path), lambda: planned(folder, output=str(folder / output))):
+        (problem,) = problems(OutputRefused, call)
+        assert "is where the source" in problem.what
+
+
+def test_an_output_that_is_a_file_or_a_link_is_told(folder):
+    (folder / "file").touch()
+    (folder / "link").symlink_to(folder / "elsewhere")
+    for name, what in (("file", "is no folder"), ("link", "is a link")):
+        (problem,) = problems(OutputRefused, lambda name=name: planned(folder, output=folder / name))
+        assert what in problem.what
+        assert problem.where == str(folder / name)
+    assert planned(folder, output=str(folder / "new")).output == folder / "new"
+
+
+@pytest.mark.parametrize("thing", ["merge.yaml", b"x", 3, None])
+def test_building_what_was_not_loaded_says_so(thing):
+    (problem,) = problems(RecipeError, lambda: build(thing))
+    assert "takes a recipe that was loaded" in problem.what
+    assert "load" in problem.fix
+
+
+def test_building_a_plan_says_so(folder):
+    (problem,) = problems(RecipeError, lambda: build(planned(folder)))
+    assert "not a plan" in problem.what
+
+
+@pytest.mark.parametrize("workers", [0, -1])
+def test_there_is_at_least_one_worker(folder, workers):
+    (problem,) = problems(PlanError, lambda: planned(folder, workers=workers))
+    assert problem.where == "--workers"
+
+
+# Tokenizers
+
+
+def tokenizer(folder, *tokens, **more):
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    text = json.dumps({"model": {"vocab": vocabulary}, "added_tokens": [], **more})
+    (folder / "tokenizer.json").write_text(text)
+
+
+@pytest.mark.parametrize("named", ["b", "base"])
+def test_a_tokenizer_source_without_a_tokenizer_is_told(folder, named):
+    text = f"tokenizer_source: {named}\n{TIES}"
+    (problem,) = problems(PlanError, lambda: planned(folder, text))
+    assert problem.what == f"{named} has no tokenizer files"
+    assert "merge.yaml:1:19" in problem.where
+    assert "remove the key" in problem.fix
+    tokenizer(folder / "a", "x")
+    (problem,) = problems(PlanError, lambda: planned(folder, text))
+    assert problem.fix == "name a"
+    tokenizer(folder / named, "x")
+    assert planned(folder, text).tokenizer == ("base", "a", "b").index(named)
+
+
+def test_tokenizers_that_number_tokens_differently_are_noted(folder):
+    tokenizer(folder / "base", "x", "y")
+    tokenizer(folder / "a", "x", "y", version="2.0")
+    assert planned(folder).notes == ()
+    tokenizer(folder / "b", "y", "x")
+    (note,) = planned(folder).notes
+    assert "base and b number their tokens differently (tokenizer.json)" in note
+
+
+def test_vocabularies_that_cannot_be_taken_apart_are_compared_by_their_bytes(folder):
+    for name in ("base", "a"):
+        (folder / name / "tokenizer.model").write_bytes(b"same")
+    (folder / "b" / "tokenizer.json").write_text("{}")
+    assert planned(folder).notes == ()
+    (folder / "a" / "tokenizer.model").write_bytes(b"other")
+    (note,) = planned(folder).notes
+    assert "(tokenizer.model)" in note
 
 
 def test_weights_that_sum_to_zero_somewhere_in_a_gradient_are_told(folder):

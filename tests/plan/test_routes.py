@@ -110,7 +110,7 @@ def test_a_rule_that_keeps_replaces_the_others(tmp_path, trio_folder):
     assert fates[by_label["a"], "model.norm.weight"] == "replaced"
     assert fates[by_label["base"], "model.norm.weight"] == "replaced"
     assert plan.job("model.norm.weight").method == "passthrough"
-    assert plan.job("model.norm.weight").reason == "rule 0"
+    assert plan.job("model.norm.weight").reason == "rule 1"
 
 
 def test_a_dropped_tensor_is_written_by_nobody(trio_folder):
@@ -123,13 +123,13 @@ def test_a_dropped_tensor_is_written_by_nobody(trio_folder):
 
 def test_a_base_that_the_method_ignores_lends_its_files(trio_folder):
     plan = planned(trio_folder, MEAN_WITH_BASE + models("ab"))
-    assert plan.sources[plan.donor].label == "base"
+    assert plan.sources[plan.lender].label == "base"
     lent = {tensor for (source, tensor), fate in account(plan).items() if fate == "lends its files"}
-    assert lent == set(plan.sources[plan.donor].checkpoint.tensors)
-    assert all(read.source != plan.donor for job in plan.jobs for read in job.reads)
+    assert lent == set(plan.sources[plan.lender].checkpoint.tensors)
+    assert all(read.source != plan.lender for job in plan.jobs for read in job.reads)
 
 
-def test_integers_are_the_donors_and_compared_with_the_others(tmp_path):
+def test_integers_are_the_lenders_and_compared_with_the_others(tmp_path):
     for seed, name in enumerate(("base", "a", "b")):
         save(tmp_path / name, llama(seed) | ({} if name == "b" else {"counter": COUNTER}))
     plan = planned(tmp_path, DELTAS + models("ab"))

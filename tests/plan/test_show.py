@@ -57,7 +57,7 @@ def test_wide_tables_fit_the_page():
 def test_the_table_says_everything(plan):
     text = show.table(plan)
     assert max(map(len, text.splitlines())) <= WIDTH
-    for said in ("base, config, tokenizer", "attention", "rule 0", "merge.yaml:11:5", "dropped", "537 MB", "merged"):
+    for said in ("base, config, tokenizer", "attention", "rule 1", "merge.yaml:11:5", "dropped", "537 MB", "merged"):
         assert said in text
 
 

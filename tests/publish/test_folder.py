@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import yaml
 
+from mergetool.checkpoint.layout import is_tokenizer
+from mergetool.publish import header_digest, read_local
 from mergetool.publish.card import card
-from mergetool.publish.folder import is_tokenizer
 from mergetool.publish.origins import front_matter
 from mergetool.publish.privacy import Privacy
 from mergetool.recipe import load
@@ -39,7 +40,7 @@ def record(folder):
     return json.loads((folder / "provenance.json").read_text())
 
 
-def test_the_other_files_of_the_donor_come_along_byte_for_byte(tmp_path):
+def test_the_other_files_of_the_lender_come_along_byte_for_byte(tmp_path):
     three(tmp_path)
     llama(tmp_path / "base", 0, files=FILES | {"additional_chat_templates/tool.jinja": b"t"}, readme="# old card")
     found = contents(merged(tmp_path).folder)
@@ -55,6 +56,8 @@ def test_the_other_files_of_the_donor_come_along_byte_for_byte(tmp_path):
         "mergetool.yaml",
         "README.md",
         "model.safetensors",
+        ".mergetool/.gitignore",
+        ".mergetool/local.json",
     }
     assert "old card" not in readme(tmp_path / "merged")
 
@@ -160,16 +163,60 @@ def test_the_recipe_as_run_loads_and_means_the_same(tmp_path):
     assert load(done.folder / "mergetool.yaml").canonical() == done.plan.recipe.canonical()
 
 
+def absolute(home):
+    """Sources, and a recipe that names them by absolute paths wherever a recipe can."""
+    three(home)
+    (home / "two" / "tokenizer.json").write_text("{}")
+    text = RECIPE.replace("base_model: base", f"base_model: {home}/base  # once {home}/somewhere/else")
+    text = text.replace("model: one", f"model: '{home}/one'").replace("model: two", f"model: {home}/two")
+    return f"{text}tokenizer_source: {home}/two\nrules:\n  - where: {{part: norm}}\n    keep: {home}/one\n"
+
+
 def test_no_path_of_this_machine_is_published(tmp_path):
-    three(tmp_path)
-    text = RECIPE.replace("base_model: base", f"base_model: {tmp_path}/base  # once {tmp_path}/somewhere/else")
-    done = merged(tmp_path, text.replace("model: one", f"model: '{tmp_path}/one'"))
-    assert str(tmp_path) not in readme(done.folder)
-    kept = record(done.folder)
-    assert (done.folder / kept.pop("recipe_folder")).resolve() == tmp_path.resolve()
-    assert kept["sources"][0]["label"] == f"{tmp_path}/base"
-    kept.pop("sources"), kept.pop("recipe")
-    assert str(tmp_path) not in json.dumps(kept)
+    text = absolute(tmp_path)
+    folder = merged(tmp_path, text).folder
+    published = {name: content for name, content in contents(folder).items() if not name.startswith(".mergetool/")}
+    assert [name for name, content in published.items() if os.fsencode(tmp_path) in content] == []
+    assert [name for name, content in published.items() if tmp_path.name.encode() in content] == []
+    kept = record(folder)
+    assert [source["label"] for source in kept["sources"]] == ["base", "one", "two"]
+    assert [source["weights"].keys() for source in kept["sources"]] == [{"model.safetensors"}] * 3
+    assert (kept["recipe"]["base_model"], kept["recipe"]["rules"][0]["keep"]) == ("base", "one")
+    assert "absolute ones are shortened" in readme(folder)
+
+
+def test_what_only_this_machine_needs_is_kept_where_git_does_not_see_it(tmp_path):
+    text = absolute(tmp_path)
+    done = merged(tmp_path, text)
+    local = read_local(done.folder)
+    assert (local.text, local.recipe_folder) == (text, tmp_path.resolve())
+    assert local.recipe == done.plan.recipe.canonical()
+    assert (done.folder / ".mergetool" / ".gitignore").read_text() == "*\n"
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"recipe": {}, "text": 1, "recipe_folder": null}'])
+def test_a_private_record_that_makes_no_sense_counts_as_none(tmp_path, content):
+    (tmp_path / ".mergetool").mkdir()
+    assert read_local(tmp_path) is None
+    (tmp_path / ".mergetool" / "local.json").write_text(content)
+    assert read_local(tmp_path) is None
+
+
+def test_the_private_record_of_a_source_does_not_come_along(tmp_path):
+    first = merged(tmp_path, absolute(tmp_path), output="first").folder
+    (tmp_path / "next").mkdir()
+    text = f"merge_method: linear\nmodels:\n  - model: {first}\nparameters: {{weight: 1}}\n"
+    second = merged(tmp_path / "next", text).folder
+    assert read_local(second).text == text
+
+
+def test_folders_of_the_same_name_are_told_apart(tmp_path):
+    three(tmp_path / "x")
+    three(tmp_path / "y")
+    text = "merge_method: linear\nmodels:\n  - model: x/one\n  - model: y/one\nparameters: {weight: 1}\n"
+    kept = record(merged(tmp_path, text).folder)
+    assert [source["label"] for source in kept["sources"]] == ["one", "one (2)"]
+    assert [model["reference"] for model in kept["recipe"]["models"]] == ["one", "one (2)"]
 
 
 def test_the_same_recipe_and_sources_give_the_same_bytes(tmp_path):
@@ -193,6 +240,8 @@ def test_the_provenance_accounts_for_everything(tmp_path):
     assert {"source": 0, "fate": "merged", "count": 19} in kept["routes"]
     dropped = [route for route in kept["routes"] if route["fate"] == "dropped"]
     assert [route["tensors"] for route in dropped] == [["model.layers.1.mlp.up_proj.weight"]] * 3
+    (shard,) = done.plan.shards
+    assert kept["shards"] == {shard.file: {"size": shard.nbytes, "header": header_digest(shard.header)}}
     weights = kept["sources"][1]["weights"]["model.safetensors"]
     assert weights["size"] == os.path.getsize(tmp_path / "one" / "model.safetensors")
 

@@ -24,6 +24,12 @@ def test_absolute_paths_are_shortened_and_nothing_else(text, shown):
     assert PRIVACY.hide(text) == shown
 
 
+def test_sources_in_plain_data_are_called_as_in_public():
+    privacy = Privacy(("/srv/a",), "", {"/srv/a": "a", "../x/b": "b (2)"})
+    data = {"../x/b": ["/srv/a", 0.5, None, True], "text": "../x/b and /srv/a/c and /home/bob/d"}
+    assert privacy.hide_in(data) == {"b (2)": ["a", 0.5, None, True], "text": "../x/b and a/c and d"}
+
+
 @pytest.mark.parametrize(("path", "name"), [("/a/b/", "b"), ("a/../c", "c"), ("..", ""), (".", ""), ("x", "x")])
 def test_the_last_part_of_a_path(path, name):
     assert last_part(path) == name

@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 
 from mergetool.errors import RecipeError
+from mergetool.methods import METHODS
 from mergetool.recipe import load, read
 
 HEAD = "merge_method: ties\nbase_model: base\nmodels:\n  - model: a\n  - model: b\nparameters:\n  weight: 1\n"
+DECIMAL = "write it in decimal digits, or quote a text"
+RESCALE = METHODS["ties"].parameters["rescale"].description
 NOT_YET = "is a mergekit key that mergetool does not support yet"
 
 
@@ -110,7 +113,16 @@ def told(text: str, overrides=()):
             "`lambda` is one value per tensor and cannot differ between models",
             "move it to the rule's `parameters`",
         ),
-        ("slices: []", "8:1", f"`slices` {NOT_YET}", "remove it"),
+        (
+            "slices: []",
+            "8:1",
+            f"`slices` {NOT_YET}",
+            "where its ranges cover all layers, list the models under `models` instead",
+        ),
+        ("seed: 010", "8:7", "`010` is one number in YAML 1.1 and another in YAML 1.2", DECIMAL),
+        ("  lambda: 1:30", "8:11", "`1:30` is one number in YAML 1.1 and another in YAML 1.2", DECIMAL),
+        ("  lambda: -017", "8:11", "`-017` is one number in YAML 1.1 and another in YAML 1.2", DECIMAL),
+        ("  rescale: true", "8:12", "`rescale` must be false, not true", RESCALE),
         (
             "chat_template: auto",
             "8:1",
@@ -143,7 +155,7 @@ def told(text: str, overrides=()):
         ("  density: {filter: 3, value: 1}", "8:21", "`filter` must be text", ""),
         ("  density: {filter: a}", "8:12", "`value` is missing in `density`", "add `value: …`"),
         ("  density: [{value: 1}, 2]", "8:25", "entry 2 of `density` must be a mapping of names to values", ""),
-        ("  lambda: big", "8:11", "`lambda` must be a number, not 'big'", ""),
+        ("  lambda: big", "8:11", "`lambda` must be a number, not 'big'", "write a number, such as `lambda: 0.5`"),
         ("  normalize: 1", "8:14", "`normalize` must be true or false, not 1", ""),
         (
             "  scope: modle",
@@ -192,13 +204,6 @@ def test_one_line_more(line, where, what, fix):
         ),
         (
             "model: b\n",
-            "model: base\n    parameters: {weight: 1}\n",
-            "6:17",
-            "`ties` takes deltas from the base, so the base itself has no parameters",
-            "remove its parameters",
-        ),
-        (
-            "model: b\n",
             "model: b\n    parameters: {normalize: false}\n",
             "6:18",
             "`normalize` is one value per tensor and cannot differ between models",
@@ -219,6 +224,36 @@ def test_one_change(old, new, where, what, fix):
     assert told(HEAD.replace(old, new, 1)) == [(where, what, fix)]
 
 
+def test_parameters_of_a_base_among_the_models_are_no_mistake_unless_they_are_misspelled():
+    text = HEAD.replace("model: b\n", "model: base\n    parameters: {%s: 1}\n")
+    assert told(text % "weight") == []
+    ((where, _, fix),) = told(text % "wieght")
+    assert (where, fix) == ("6:18", "did you mean `weight`?")
+
+
+@pytest.mark.parametrize("value", ["0", "7", "0.5", "-1", "1e-3", "0.010"])
+def test_numbers_that_all_yaml_reads_alike(value):
+    assert told(f"{HEAD}  lambda: {value}\n") == []
+
+
+def test_a_method_that_is_unknown_and_models_that_are_missing_are_both_told():
+    assert told("merge_method: linaer\n") == [
+        ("1:1", "`models` is missing", "add `models: …`"),
+        ("1:15", "unknown method `linaer`", "did you mean `linear`?"),
+    ]
+
+
+def test_rescale_without_effect_is_taken():
+    assert told(HEAD + "  rescale: false\n") == []
+    for value in ("false", "true"):
+        assert told(HEAD.replace("ties", "task_arithmetic") + f"  rescale: {value}\n") == []
+
+
+def test_a_single_override_may_be_a_text():
+    assert load(HEAD, "seed=3").seed == 3
+    assert told(HEAD, "seed=x") == [("--set seed=x", "`seed` must be a whole number", "")]
+
+
 def test_models_missing():
     assert told("merge_method: linear\n") == [("1:1", "`models` is missing", "add `models: …`")]
     assert told("merge_method: linear\nmodels: []\n") == [("2:9", "`models` must not be empty", "")]
@@ -231,7 +266,7 @@ def test_constant_weights_that_sum_to_zero():
     text += "  - model: b\n    parameters: {weight: -1}\n"
     ((where, what, _),) = told(text)
     assert where == "4:26"
-    assert what == "the weights [1.0, -1.0] sum to zero, so they cannot be normalised"
+    assert what == "the weights sum to zero, so they cannot be normalised"
     assert told(text + "parameters: {normalize: false}\n") == []
     assert told(text.replace("weight: -1", "weight: [-1, 1]")) == []
 

@@ -95,7 +95,7 @@ def test_what_nothing_sets_is_a_problem_with_a_place():
     assert [(p.where, p.what, p.fix) for p in found.problems] == [
         (
             "<text>:11:11",
-            "`ties` needs `weight`, which nothing sets for `layers.0.mlp.up` of b",
+            "`ties` needs `weight` for b, which nothing sets",
             "add an entry without `filter`",
         )
     ]
