@@ -188,7 +188,7 @@ def test_a_kernel_made_by_another_version_of_the_prelude_is_not_used(cache, monk
 def test_a_cache_that_cannot_be_written_is_replaced_by_a_folder_for_this_process(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("MERGETOOL_CACHE", str(tmp_path / "file"))
-    monkeypatch.setattr(compile.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(generated.tempfile, "tempdir", str(tmp_path))
     folder = generated.cache_folder.__wrapped__()
     assert folder.is_dir()
     assert folder.parent == tmp_path
