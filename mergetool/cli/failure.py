@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import traceback
+from typing import IO
 
 import click
 
@@ -45,8 +46,10 @@ def tell(error: BaseException, debug: bool, command: str | None) -> int:
         return error.exit_code
     if isinstance(error, OSError) and _of_printing(error):
         _discard()
-        with contextlib.suppress(OSError):  # messages may go to the same disk
+        try:
             _message(f"the output cannot be printed: {error.strerror or error}")
+        except OSError:  # messages go to the same disk
+            _discard(sys.stderr)
         return UNWRITTEN
     _message(f"unexpected {type(error).__name__}: {error}")
     advice = "this is a mistake in mergetool: please report it" + (
@@ -67,7 +70,7 @@ def _of_printing(error: OSError) -> bool:
     return any(frame.f_code is click.echo.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
-def _discard() -> None:
+def _discard(stream: IO[str] | None = None) -> None:
     """Drop what is left to print: the interpreter must not try to write it when it ends."""
-    with contextlib.suppress(OSError):  # stdout need not be a file
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with contextlib.suppress(OSError):  # it need not be a file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), (stream or sys.stdout).fileno())

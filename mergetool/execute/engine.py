@@ -86,6 +86,10 @@ class Engine:
                     outcomes[job.name] = outcome
                     self._trusting(partial(flusher.wrote, writers[job.name][0], job.bytes_written))
                 self._trusting(lambda: self._on_disk(flusher, sources, writers))
+            except BaseException:
+                with contextlib.suppress(RunError):  # the first error is the news, but the journal must know of both
+                    self._trusting(flusher.wait)
+                raise
             finally:
                 sources.stop.set()
                 self.bytes_read = sources.bytes_read

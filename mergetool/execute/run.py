@@ -80,6 +80,7 @@ def run(
         digests = {name: outcomes[name].digest for name in (job.name for job in plan.jobs)}
         publish(engine.plan, stage.path, digests, notes)
         shutil.rmtree(stage.path / FOLDER, ignore_errors=True)
+        refuse(plan, target, force)  # again: somebody may have put something there meanwhile
         stage.finish(target)
     bad = {name: sum(outcome.bad.values()) for name, outcome in outcomes.items() if outcome.bad}
     return Report(plan, target, digests, notes, bad, time.monotonic() - began, engine.resumed, engine.bytes_read)
