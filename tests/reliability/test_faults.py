@@ -7,8 +7,10 @@ import itertools
 import os
 import shutil
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from execute.conftest import contents, fingerprint
@@ -58,6 +60,12 @@ class Scene:
         """Plan and run, as the command does."""
         plan = planned(self.models, MODEL_SCOPE, shard_size=400, workers=2)
         return run(plan, output, force=force)
+
+    def __repr__(self) -> str:  # an example that fails is shown with it
+        return "<the scene>"
+
+    def _repr_pretty_(self, printer: Any, _: bool) -> None:
+        printer.text(repr(self))
 
     def untouched(self) -> bool:
         return self.sources == {name: fingerprint(self.models / name) for name in self.sources}
@@ -181,7 +189,7 @@ def test_whatever_fails_no_file_is_left_open(scene: Scene, data: st.DataObject, 
 def test_short_and_interrupted_calls_alone_never_show(scene: Scene, data: st.DataObject) -> None:
     """Only the end of a file reads as nothing, so a call moves one byte at least."""
     call = st.sampled_from(MOVES)
-    places = data.draw(st.sets(st.tuples(call, st.integers(1, 60)), min_size=1, max_size=30))
+    places = data.draw(st.sets(st.tuples(call, st.integers(1, 25)), min_size=1, max_size=30))
     schedule = [
         Fault(name, number, nbytes=count) if count else Fault(name, number, errno.EINTR)
         for name, number in sorted(places)
@@ -201,19 +209,21 @@ def test_bytes_whose_sync_failed_are_not_counted_on_even_if_something_else_faile
 ) -> None:
     """The page cache may still show what the disk has lost, so no digest would tell."""
     monkeypatch.setattr(engine, "FLUSH_BYTES", 1)
-    output = prepared(scene, "nothing")
-    true, syncs = getattr(system, other), system.fsync
+    true, sync = getattr(system, other), system.fsync
     flushing, failed = threading.Event(), threading.Event()
+    numbers, failing = itertools.count(1), 1 << 60
 
     def fsync(fd: int) -> None:
-        if threading.current_thread().name.startswith("mergetool-flush"):
+        if threading.current_thread().name.startswith("mergetool-flush") and failing < 1 << 60:
             flushing.set()
             failed.wait(LONGEST)
+            time.sleep(0.2)  # the run has stopped by now
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        syncs(fd)
+        sync(fd)
 
     def call(fd: int, view: memoryview, offset: int) -> int:
-        if flushing.is_set():
+        if threading.current_thread().name.startswith("mergetool_") and next(numbers) >= failing:
+            flushing.wait(LONGEST)
             failed.set()
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return int(true(fd, view, offset))
@@ -221,6 +231,9 @@ def test_bytes_whose_sync_failed_are_not_counted_on_even_if_something_else_faile
     with monkeypatch.context() as patch:
         patch.setattr(system, "fsync", fsync)
         patch.setattr(system, other, call)
+        scene.merge(prepared(scene, "nothing"))
+        failing, numbers = next(numbers) - 2, itertools.count(1)  # the workers' last but one
+        output = prepared(scene, "nothing")
         with pytest.raises(RunError):
             within(LONGEST, lambda: scene.merge(output))
     assert flushing.is_set()

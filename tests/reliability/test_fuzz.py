@@ -107,6 +107,15 @@ def test_a_hostile_header_takes_at_most_a_fixed_multiple_of_its_size(tmp_path: P
     assert len(str(refused.value)) < 10_000
 
 
+@pytest.mark.parametrize("metadata", [b'{"a":"\\ud800"}', b'{"\\ud800":"a"}'])
+def test_metadata_that_is_no_unicode_is_refused_as_the_library_does(tmp_path: Path, metadata: bytes) -> None:
+    text = b'{"__metadata__":' + metadata + b"}"
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(struct.pack("<Q", len(text)) + text)
+    with pytest.raises(HeaderError, match="not valid Unicode"):
+        read_header(path)
+
+
 def test_what_a_hostile_recipe_takes_is_bounded_by_its_values_and_not_by_its_aliases() -> None:
     from mergetool.errors import RecipeError
 
