@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,8 +12,7 @@ from mergetool.errors import Problem, RunError
 from mergetool.execute.devices import backend_for
 from mergetool.execute.engine import Engine
 from mergetool.execute.intact import spoilt
-from mergetool.execute.job import Outcome
-from mergetool.execute.journal import Record, read_journals
+from mergetool.execute.journal import read_journals
 from mergetool.execute.progress import Progress, Quiet
 from mergetool.execute.run import complete, complete_already, destination, findings, nonfinite, room
 from mergetool.execute.sources import fetched
@@ -73,7 +72,8 @@ def run_part(
         room(plan, target, stage)
         engine = Engine(fetched(needed(plan, jobs)), jobs, stage, backend, progress or Quiet(), allow_nonfinite)
         made = engine.run()
-        missing = _missing(plan, share, _done(read_journals(stage.path).values()).keys() | made.keys())
+        done = {name for record in read_journals(stage.path).values() for name in record.done}
+        missing = _missing(plan, share, done | made.keys())
     outcomes = {job.name: made[job.name] for job in jobs}
     return PartReport(
         share=share,
@@ -120,13 +120,9 @@ def finish(
         return complete(plan, stage, target, stage.done, began)
 
 
-def _done(records: Iterable[Record]) -> dict[str, Outcome]:
-    return {name: outcome for record in records for name, outcome in record.done.items()}
-
-
-def _missing(plan: Plan, share: Share, done: Iterable[str]) -> tuple[Share, ...]:
+def _missing(plan: Plan, share: Share, done: Collection[str]) -> tuple[Share, ...]:
     """The parts that have jobs which are not done."""
-    left = {job.name for job in plan.jobs} - set(done)
+    left = {job.name for job in plan.jobs if job.name not in done}
     numbers = {part for part, job in zip(owners(plan.jobs, share.parts), plan.jobs, strict=True) if job.name in left}
     return tuple(Share(part, share.parts) for part in sorted(numbers))
 
