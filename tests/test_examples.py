@@ -37,9 +37,12 @@ def test_an_example_makes_a_complete_model_folder(recipe: Path, merged: dict[str
     folder = merged[recipe.stem]
     base = EXAMPLES / "models" / "base"
 
-    assert {path.name for path in base.iterdir()} | {"README.md", "mergetool.yaml", "provenance.json", ".mergetool"} == {
-        path.name for path in folder.iterdir()
-    }
+    assert {path.name for path in base.iterdir()} | {
+        "README.md",
+        "mergetool.yaml",
+        "provenance.json",
+        ".mergetool",
+    } == {path.name for path in folder.iterdir()}
     assert recipe.read_text() == (folder / "mergetool.yaml").read_text()
     assert list(read_header(base / "model.safetensors").entries) == list(
         read_header(folder / "model.safetensors").entries

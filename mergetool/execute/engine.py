@@ -11,7 +11,7 @@ from typing import Any
 
 from mergetool.errors import MergetoolError, NonFinite, Problem, RunError, SourceChanged
 from mergetool.execute.intact import spoilt
-from mergetool.execute.job import Facts, Outcome, is_wide, work
+from mergetool.execute.job import Facts, Outcome, work
 from mergetool.execute.locks import FACTS, LAYOUT
 from mergetool.execute.measure import FOLDER, measure_model
 from mergetool.execute.progress import Progress
@@ -169,7 +169,7 @@ class Engine:
         try:
             for job in jobs:
                 sink = self._sink(job, *writers[job.name])
-                if is_wide(self.plan, job):
+                if self.plan.memory.wide(job):
                     yield from collect(0)
                     yield job, self._settle(job, work(self.plan, job, sources, self.backend, facts, sink, pool))
                 else:

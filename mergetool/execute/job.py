@@ -23,9 +23,6 @@ Sink = Callable[[Array, int], None]
 Facts = Mapping[tuple[str, str], tuple[float, ...]]
 """Measures of the whole model, by method and measure."""
 
-WIDE = 16
-"""A tensor of more tiles than this is worked on by all workers together."""
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -49,11 +46,6 @@ def layout(job: Job) -> Layout:
     """The dtypes of a job's tiles."""
     base = METHODS[job.method].base == "required"
     return Layout(base, tuple(read.tensor.dtype.name for read in job.reads), job.dtype.name)
-
-
-def is_wide(plan: Plan, job: Job) -> bool:
-    """Whether all workers share the job's tiles."""
-    return job.size > WIDE * plan.memory.tile and plan.memory.workers > 1
 
 
 def deltas(plan: Plan, job: Job, sources: Sources, backend: Backend, pool: Executor | None) -> Deltas:

@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from mergetool.errors import CheckpointError
-from mergetool.execute.job import Facts, deltas, is_wide
+from mergetool.execute.job import Facts, deltas
 from mergetool.execute.progress import Progress, Quiet
 from mergetool.execute.tiles import Sources
 from mergetool.facts.magnitude import cuts
@@ -101,9 +101,9 @@ class _Model:
 
         self.progress.start(sum(job.bytes_read for job in self.jobs), "measure")
         try:
-            yield from self.pool.map(lambda job: at(job, None), [j for j in self.jobs if not is_wide(self.plan, j)])
+            yield from self.pool.map(lambda job: at(job, None), [j for j in self.jobs if not self.plan.memory.wide(j)])
             for job in self.jobs:
-                if is_wide(self.plan, job):
+                if self.plan.memory.wide(job):
                     yield at(job, self.pool)
         finally:
             self.progress.close()

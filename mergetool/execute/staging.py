@@ -17,6 +17,7 @@ from mergetool.execute.journal import JOURNAL, LOCK, Journal, journal_name, lock
 from mergetool.execute.locks import FACTS, LAYOUT, hold, opened, waiting
 from mergetool.execute.measure import FOLDER
 from mergetool.plan import Plan
+from mergetool.plan.output import refusal
 from mergetool.plan.parts import Share
 from mergetool.publish import PROVENANCE, read_local
 from mergetool.storage import system
@@ -49,17 +50,10 @@ def refuse(plan: Plan, output: Path, force: bool) -> None:
     """
     if not output.name:
         raise OutputRefused("is no folder that could be made", str(output), "name a folder in it")
-    for source in plan.sources:
-        folder = source.checkpoint.path
-        for place in (output, staging_path(output), aside_path(output)):
-            if folder is not None and _within(folder.resolve(), place.resolve()):
-                raise OutputRefused(f"is where the source {source.label} lies", str(place), "choose another output")
-    if output.is_symlink() or not output.exists():
-        if output.is_symlink():
-            raise OutputRefused("is a link", str(output), "name the folder itself, or remove the link")
+    if problem := refusal(output, plan.sources, (staging_path(output), aside_path(output))):
+        raise OutputRefused(problem)
+    if not output.exists():
         return
-    if not output.is_dir():
-        raise OutputRefused("exists and is no folder", str(output), "choose another output")
     if force or not any(output.iterdir()):
         return
     ours = read_provenance(output)
@@ -76,10 +70,6 @@ def _same_recipe(plan: Plan, output: Path, ours: Mapping[str, Any]) -> bool:
     """
     local = read_local(output)
     return bool(ours["plan"] == plan.digest if local is None else local.recipe == plan.recipe.canonical())
-
-
-def _within(path: Path, folder: Path) -> bool:
-    return path == folder or folder in path.parents or path in folder.parents
 
 
 @dataclass

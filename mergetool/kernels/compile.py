@@ -6,41 +6,12 @@ cache of machine code stays valid as long as the text does. Read one to see exac
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import importlib.util
-import os
-import sys
-import tempfile
-import threading
 from collections.abc import Callable
-from functools import cache
-from pathlib import Path
-from types import ModuleType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 from mergetool.kernels.backend import BLOCK, THRESHOLDS, Layout, measure_names
+from mergetool.kernels.generated import module, once
 from mergetool.kernels.text import called, plain
-
-P = ParamSpec("P")
-R = TypeVar("R")
-_making = threading.RLock()
-
-
-def _once(make: Callable[P, R]) -> Callable[P, R]:
-    """Make each kernel once, one at a time: CPython 3.11's `ast` gives up when threads parse side by side."""
-    known: dict[Any, R] = {}
-
-    @functools.wraps(make)
-    def made(*args: P.args, **kwargs: P.kwargs) -> R:
-        with _making:
-            key = (args, tuple(kwargs.items()))
-            if key not in known:
-                known[key] = make(*args, **kwargs)
-            return known[key]
-
-    return made
-
 
 HEAD = '''"""{title}, generated from its text; do not edit."""
 
@@ -96,7 +67,7 @@ def combine(start, inputs, out, keys, {arguments}):
 """
 
 
-@_once
+@once
 def combine(
     function: Callable[..., Any], tensors: tuple[str, ...], arguments: tuple[str, ...], layout: Layout
 ) -> Callable[..., int]:
@@ -124,7 +95,7 @@ def combine(
             [f"strange_{layout.output}(result)", *(f"strange_{d}(x{i}[k])" for i, d in enumerate(layout.inputs))]
         ),
     )
-    kernel: Callable[..., int] = _module(function.__name__, text).combine
+    kernel: Callable[..., int] = module(function.__name__, text).combine
     return kernel
 
 
@@ -148,7 +119,7 @@ LANES = 1024
 """Sums kept side by side, so that a vector of any width adds up the same numbers in the same order."""
 
 
-@_once
+@once
 def sums(
     function: Callable[..., Any], tensors: tuple[str, ...], arguments: tuple[str, ...], layout: Layout, terms: int
 ) -> Callable[..., None]:
@@ -168,7 +139,7 @@ def sums(
         call=", ".join((*tensors, *arguments)),
         add="\n                ".join(f"lanes[{i}, k] += terms[{i}]" for i in range(terms)),
     )
-    kernel: Callable[..., None] = _module(function.__name__, text).sums
+    kernel: Callable[..., None] = module(function.__name__, text).sums
     return kernel
 
 
@@ -228,7 +199,7 @@ def _magnitude(layout: Layout, source: int) -> str:
     return f"f32(abs({load}_{pair[0]}(value[k]) - {load}_{pair[1]}(base[k]))).view(u32)"
 
 
-@_once
+@once
 def above(layout: Layout) -> Callable[..., None]:
     """Compile ``above(inputs, thresholds, counts)``: as :meth:`mergetool.kernels.backend.Backend.above`."""
     cuts = range(THRESHOLDS)
@@ -245,56 +216,16 @@ def above(layout: Layout) -> Callable[..., None]:
         for i in range(1, len(layout.inputs))
     )
     text = HEAD.format(title="above") + ABOVE.format(unpack=_unpack(layout), piece=4096, sources=sources)
-    kernel: Callable[..., None] = _module("above", text).above
+    kernel: Callable[..., None] = module("above", text).above
     return kernel
 
 
-@_once
+@once
 def between(layout: Layout) -> Callable[..., None]:
     """Compile ``between(inputs, low, high, found, used)``: as :meth:`mergetool.kernels.backend.Backend.between`."""
     sources = "".join(
         BETWEEN_SOURCE.format(i=i, j=i - 1, piece=64, bits=_magnitude(layout, i)) for i in range(1, len(layout.inputs))
     )
     text = HEAD.format(title="between") + BETWEEN.format(unpack=_unpack(layout), sources=sources)
-    kernel: Callable[..., None] = _module("between", text).between
+    kernel: Callable[..., None] = module("between", text).between
     return kernel
-
-
-@cache
-def _prelude() -> str:
-    folder = Path(__file__).parent
-    return "".join((folder / name).read_text() for name in ("prelude.py", "rounding.py"))
-
-
-@cache
-def cache_folder() -> Path:
-    """Where generated kernels live: ``$MERGETOOL_CACHE``, else the user's cache, else a folder for this process."""
-    home = os.environ.get("MERGETOOL_CACHE") or Path(
-        os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "mergetool"
-    )
-    folder = Path(home) / "kernels"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError:
-        return Path(tempfile.mkdtemp(prefix="mergetool-kernels-"))
-
-
-@cache
-def _module(name: str, text: str) -> ModuleType:
-    import numba  # half a second, so only once something is compiled
-
-    digest = hashlib.sha256(f"{numba.__version__}\n{_prelude()}\n{text}".encode()).hexdigest()[:16]
-    path = cache_folder() / f"{name}_{digest}.py"
-    if not path.exists():
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
-            file.write(text)
-        os.replace(file.name, path)
-    spec = importlib.util.spec_from_file_location(f"mergetool_kernel_{name}_{digest}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where Numba's cache looks it up
-    spec.loader.exec_module(module)
-    return module

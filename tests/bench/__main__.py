@@ -126,6 +126,29 @@ def table(costs: dict[str, dict[str, list[dict[str, float]]]], cold: bool) -> st
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
+def summary(costs: dict[str, dict[str, list[dict[str, float]]]]) -> str:
+    """The comparison with mergekit for the README: medians of the whole process."""
+    rows = [["work", "mergekit 0.1.5", "mergetool", "faster by", "memory, mergekit", "memory, mergetool"]]
+    rows.append(["---", *["---:"] * 5])
+    for name, found in costs.items():
+        if found.get("mergekit"):
+            kit, ours = (
+                {key: statistics.median(cost[key] for cost in found[who]) for key in ("wall_s", "anonymous_MB")}
+                for who in ("mergekit", "mergetool")
+            )
+            rows.append(
+                [
+                    f"`{name}`",
+                    f"{_cell(kit['wall_s'])} s",
+                    f"{_cell(ours['wall_s'])} s",
+                    f"{_cell(kit['wall_s'] / ours['wall_s'])}×",
+                    f"{kit['anonymous_MB']:.0f} MB",
+                    f"{ours['anonymous_MB']:.0f} MB",
+                ]
+            )
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
 def _cell(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
@@ -157,6 +180,10 @@ writes every output byte with the same primitives and computes nothing. Memory i
 ![Seconds of the whole process](benchmarks.png)
 """
     (docs / "benchmarks.md").write_text(text)
+    page = (ROOT / "README.md").read_text()
+    begin, end = "<!-- benchmark:begin -->", "<!-- benchmark:end -->"
+    before, after = page.split(begin)[0], page.split(end)[1]
+    (ROOT / "README.md").write_text(f"{before}{begin}\n{summary(costs)}\n{end}{after}")
     (docs / "benchmarks.json").write_text(json.dumps({"machine": machine(), "costs": costs}, indent=1) + "\n")
     plot(costs, docs / "benchmarks.png")
 

@@ -14,7 +14,8 @@ import pytest
 from plan.models import normal, planned, save
 
 from execute.conftest import contents, tensors
-from mergetool.execute import job, run
+from mergetool.execute import run
+from mergetool.plan import work
 from mergetool.plan.memory import LARGEST_TILE, SMALLEST_TILE
 from mergetool.storage.digest import tensor_digest
 from mergetool.storage.dtypes import DTYPES
@@ -62,14 +63,14 @@ def test_workers_tiles_and_ways_through_a_tensor_do_not_show(folder, tmp_path, m
     expected = contents(tmp_path / "merged")
     ways = product((1, 2, 5), (SMALLEST_TILE, 3 * SMALLEST_TILE), (0, 1 << 30), (0, 1, 16))
     for number, (workers, tile, resident, wide) in enumerate(ways):
-        monkeypatch.setattr(job, "WIDE", wide)
+        monkeypatch.setattr(work, "WIDE", wide)
         output = tmp_path / f"merged{number}"
         run(divided(plan, workers, tile, resident), output)
         assert contents(output) == expected, (workers, tile, resident, wide)
 
 
 def test_a_tensor_of_several_tiles_is_the_oracles(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(job, "WIDE", 1)
+    monkeypatch.setattr(work, "WIDE", 1)
     text = f"out_dtype: float64\n{RECIPES['ties'].replace('[1, 0.5]', '1')}"
     run(divided(planned(folder, text), 2, SMALLEST_TILE, 0), tmp_path / "merged")
     base, a, b = (oracles.widen_bfloat16(tensors(folder / name)[BIG][1]) for name in ("base", "a", "b"))
@@ -78,7 +79,7 @@ def test_a_tensor_of_several_tiles_is_the_oracles(folder, tmp_path, monkeypatch)
 
 
 def test_a_whole_model_of_several_tiles_is_the_oracles(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(job, "WIDE", 1)
+    monkeypatch.setattr(work, "WIDE", 1)
     text = f"out_dtype: float64\n{RECIPES['whole model']}"
     run(divided(planned(folder, text), 2, SMALLEST_TILE, 0), tmp_path / "merged")
     models = [

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from mergetool.kernels import compile
+from mergetool.kernels import compile, generated
 from mergetool.kernels.arrays import NumpyArrays
 from mergetool.kernels.backend import Layout
 from mergetool.kernels.language import maximum, minimum, sign, sqrt, where
@@ -95,7 +95,7 @@ def test_helpers_and_constants_are_found_deepest_first_also_inside_generators():
 
 def write(*args):
     """Make a kernel anew, though the process has made it before."""
-    compile._module.cache_clear()
+    generated.module.cache_clear()
     return getattr(compile.combine, "__wrapped__", compile.combine)(*args)
 
 
@@ -103,12 +103,12 @@ def write(*args):
 def cache(tmp_path, monkeypatch):
     """A kernel cache of this test alone."""
     monkeypatch.setenv("MERGETOOL_CACHE", str(tmp_path))
-    compile.cache_folder.cache_clear()
-    compile._module.cache_clear()
+    generated.cache_folder.cache_clear()
+    generated.module.cache_clear()
     yield tmp_path / "kernels"
     monkeypatch.undo()
-    compile.cache_folder.cache_clear()
-    compile._module.cache_clear()
+    generated.cache_folder.cache_clear()
+    generated.module.cache_clear()
 
 
 GENERATED = '''"""text, generated from its text; do not edit."""
@@ -180,7 +180,7 @@ def plain_two(value):
 
 def test_a_kernel_made_by_another_version_of_the_prelude_is_not_used(cache, monkeypatch):
     write(pairs, ("value",), (), Layout(False, ("F32",), "F32"))
-    monkeypatch.setattr(compile, "_prelude", lambda: "another")
+    monkeypatch.setattr(generated, "_prelude", lambda: "another")
     write(pairs, ("value",), (), Layout(False, ("F32",), "F32"))
     assert len(list(cache.glob("*.py"))) == 2
 
@@ -188,8 +188,8 @@ def test_a_kernel_made_by_another_version_of_the_prelude_is_not_used(cache, monk
 def test_a_cache_that_cannot_be_written_is_replaced_by_a_folder_for_this_process(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("MERGETOOL_CACHE", str(tmp_path / "file"))
-    monkeypatch.setattr(compile.tempfile, "tempdir", str(tmp_path))
-    folder = compile.cache_folder.__wrapped__()
+    monkeypatch.setattr(generated.tempfile, "tempdir", str(tmp_path))
+    folder = generated.cache_folder.__wrapped__()
     assert folder.is_dir()
     assert folder.parent == tmp_path
     assert folder.name.startswith("mergetool-kernels-")
@@ -198,9 +198,9 @@ def test_a_cache_that_cannot_be_written_is_replaced_by_a_folder_for_this_process
 def test_the_cache_is_the_environment_s_or_the_user_s(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.delenv("MERGETOOL_CACHE")
-    assert compile.cache_folder.__wrapped__() == tmp_path / "xdg" / "mergetool" / "kernels"
+    assert generated.cache_folder.__wrapped__() == tmp_path / "xdg" / "mergetool" / "kernels"
     monkeypatch.setenv("MERGETOOL_CACHE", str(tmp_path / "own"))
-    assert compile.cache_folder.__wrapped__() == tmp_path / "own" / "kernels"
+    assert generated.cache_folder.__wrapped__() == tmp_path / "own" / "kernels"
 
 
 def test_threads_may_make_kernels_at_once(cache):
@@ -216,7 +216,7 @@ def test_threads_may_make_kernels_at_once(cache):
 COMPILE_AND_RUN = """
 import sys
 import numpy as np
-from mergetool.kernels import compile
+from mergetool.kernels import compile, generated
 from mergetool.kernels.backend import Layout
 
 sys.path.insert(0, sys.argv[1])
@@ -225,7 +225,7 @@ import toy
 kernel = compile.combine(toy.twice, ("value",), (), Layout(False, ("F32",), "F32"))
 out = np.empty(3, np.float32)
 kernel(0, (np.arange(3, dtype=np.float32),), out, (np.uint64(0),))
-print(out.tolist(), compile.cache_folder())
+print(out.tolist(), generated.cache_folder())
 """
 
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 
-from mergetool.execute.job import is_wide
 from mergetool.execute.run import run
 from mergetool.plan import show
 from mergetool.plan.work import WIDE
@@ -60,7 +59,6 @@ def test_a_tensor_that_all_workers_share_is_not_held(tmp_path):
     wide, narrow = plan.job("w"), plan.job("v")
     assert wide.size > WIDE * plan.memory.tile >= narrow.size
     assert (plan.passes(wide), plan.passes(narrow)) == (3, 1)
-    assert [is_wide(plan, job) for job in (wide, narrow)] == [plan.memory.wide(job) for job in (wide, narrow)]
     alone = replace(plan, memory=replace(plan.memory, workers=1))
     assert alone.passes(wide) == 1
 

@@ -1,0 +1,1 @@
+"""Faults of the disk, kills at any moment, and hostile files."""
