@@ -42,4 +42,12 @@ device = click.option(
     show_default=True,
     help="Where to compute: cpu, cuda or cuda:N.",
 )
+force = click.option("--force", is_flag=True, help="Replace an output folder that another recipe made.")
+quiet = click.option("--quiet", is_flag=True, help="Show no progress and print nothing at the end but notes.")
+part = click.option(
+    "--part",
+    callback=sizes.part,
+    metavar="N/OF",
+    help="Make one part of so many, as 2/8; `mergetool finish` puts them together.",
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")

@@ -18,9 +18,10 @@ from mergetool.cli import options
 @options.shard_size
 @options.workers
 @options.device
-@click.option("--force", is_flag=True, help="Replace an output folder that another recipe made.")
+@options.part
+@options.force
 @click.option("--allow-nonfinite", is_flag=True, help="Go on where a source or the result has a NaN or an infinity.")
-@click.option("--quiet", is_flag=True, help="Show no progress and print nothing at the end but notes.")
+@options.quiet
 @options.as_json
 def command(
     recipe: Path,
@@ -30,6 +31,7 @@ def command(
     shard_size: int,
     workers: int | None,
     device: str,
+    part: tuple[int, int] | None,
     force: bool,
     allow_nonfinite: bool,
     quiet: bool,
@@ -40,28 +42,34 @@ def command(
     The merged model is written to the folder OUTPUT, by default the one that the recipe names. The folder
     appears under its name when it is complete. After an interruption the same command continues.
 
+    With --part the work is divided: every part is a command of its own, on any machine that sees the same
+    files, and `mergetool finish` completes the folder.
+
     \b
     Example:
       mergetool run merge.yaml merged/
       mergetool run merge.yaml merged/ --set parameters.normalize=false
+      mergetool run merge.yaml merged/ --part 2/8
     """
     from mergetool.cli import summary
     from mergetool.errors import RecipeError
+    from mergetool.execute.parts import run_part
     from mergetool.execute.progress import progress
     from mergetool.execute.run import run
     from mergetool.plan import check
+    from mergetool.plan.parts import Share
 
     plan = check(recipe, overrides, memory=memory, shard_size=shard_size, workers=workers, output=output)
     if plan.output is None:
         raise RecipeError("there is no output folder", str(recipe), "name it after the recipe, or add `output: …`")
-    report = run(
-        plan,
-        device=device,
-        force=force,
-        allow_nonfinite=allow_nonfinite,
-        progress=progress(quiet or as_json),
-    )
-    if as_json:
-        click.echo(json.dumps(summary.as_json(report), indent=1, ensure_ascii=False))
+    shown = progress(quiet or as_json)
+    if part is None:
+        report = run(plan, device=device, force=force, allow_nonfinite=allow_nonfinite, progress=shown)
+        data, lines = summary.as_json(report), summary.lines(report, quiet)
     else:
-        click.echo("\n".join(summary.lines(report, quiet)), nl=not quiet or bool(report.notes))
+        made = run_part(plan, Share(*part), device=device, force=force, allow_nonfinite=allow_nonfinite, progress=shown)
+        data, lines = summary.part_as_json(made), summary.part_lines(made, str(recipe), quiet)
+    if as_json:
+        click.echo(json.dumps(data, indent=1, ensure_ascii=False))
+    else:
+        click.echo("\n".join(lines), nl=bool(lines))

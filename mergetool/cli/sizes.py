@@ -1,4 +1,4 @@
-"""Sizes and devices as options: ``5GB``, ``512MiB``, ``cuda:1``."""
+"""Sizes, devices and parts as options: ``5GB``, ``512MiB``, ``cuda:1``, ``2/8``."""
 
 from __future__ import annotations
 
@@ -43,3 +43,14 @@ def device(context: click.Context, option: click.Parameter, value: str) -> str:
     if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", value):
         raise click.BadParameter(f"{value!r} is no device; write cpu, cuda or cuda:1", context, option)
     return value
+
+
+def part(context: click.Context, option: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """The callback of an option that is one part of several."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", value, re.ASCII)
+    number, parts = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= number <= parts:
+        raise click.BadParameter(f"{value!r} is no part; write 1/8 for the first of eight", context, option)
+    return number, parts

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from mergetool.plan.columns import columns, plural, size
 
 if TYPE_CHECKING:
     from mergetool.plan import Job, Report
+    from mergetool.plan.report import PartReport
 
 WORTH_A_SPEED = 100_000_000
 """Of fewer bytes read and written the time says more about starting than about speed."""
@@ -33,6 +35,61 @@ def lines(report: Report, quiet: bool = False) -> list[str]:
     ]
     shown = [row for row in rows if row[0] != "continued" or report.resumed]
     return [str(report.output), *columns(shown), *notes]
+
+
+def finish_lines(report: Report, quiet: bool = False) -> list[str]:
+    """The summary of what was put together."""
+    if quiet or report.unchanged:
+        return lines(report, quiet)
+    rows = [
+        ("checked", f"{plural(len(report.plan.jobs), 'tensor')}, {size(report.plan.bytes_written)}"),
+        ("took", f"{report.seconds:.1f} s"),
+    ]
+    return [str(report.output), *columns(rows), *(f"note: {note}" for note in report.notes)]
+
+
+def part_lines(report: PartReport, recipe: str, quiet: bool = False) -> list[str]:
+    """The summary of a part; the last line says what is to be done next."""
+    notes = [f"note: {note}" for note in report.notes]
+    if quiet:
+        return notes
+    if report.unchanged:
+        return [f"{report.output} is complete already; nothing was done", *notes]
+    rows = [
+        ("made", plural(len(report.digests), "tensor")),
+        ("continued", f"{plural(report.resumed, 'tensor')} from an interrupted run"),
+        ("read", size(report.bytes_read)),
+        ("written", size(report.bytes_written)),
+        ("took", f"{report.seconds:.1f} s"),
+    ]
+    shown = [row for row in rows if row[0] != "continued" or report.resumed]
+    return [f"part {report.share} of {report.output}", *columns(shown), *notes, _next(report, recipe)]
+
+
+def _next(report: PartReport, recipe: str) -> str:
+    if report.missing:
+        return f"still missing: {plural(len(report.missing), 'part')}, {', '.join(map(str, report.missing))}"
+    command = f"mergetool finish {shlex.quote(recipe)} {shlex.quote(str(report.output))}"
+    return f"all parts are done; with the same --set and --shard-size, if any, run: {command}"
+
+
+def part_as_json(report: PartReport) -> dict[str, Any]:
+    """The report of a part as plain data; keys are only ever added."""
+    return {
+        "output": str(report.output),
+        "part": report.share.part,
+        "parts": report.share.parts,
+        "missing": [share.part for share in report.missing],
+        "unchanged": report.unchanged,
+        "made": len(report.digests),
+        "resumed": report.resumed,
+        "bytes_read": report.bytes_read,
+        "bytes_written": report.bytes_written,
+        "seconds": report.seconds,
+        "notes": list(report.notes),
+        "nonfinite": dict(report.nonfinite),
+        "digests": dict(report.digests),
+    }
 
 
 def _is_copy(job: Job) -> bool:

@@ -10,7 +10,9 @@ from functools import partial
 from typing import Any
 
 from mergetool.errors import MergetoolError, NonFinite, Problem, RunError, SourceChanged
+from mergetool.execute.intact import spoilt
 from mergetool.execute.job import Facts, Outcome, work
+from mergetool.execute.locks import FACTS, LAYOUT
 from mergetool.execute.measure import FOLDER, measure_model
 from mergetool.execute.progress import Progress
 from mergetool.execute.sources import open_sources
@@ -19,8 +21,6 @@ from mergetool.execute.tiles import Sources, Stopped
 from mergetool.kernels.backend import Array, Backend
 from mergetool.plan import Job, Plan
 from mergetool.plan.build import digest
-from mergetool.storage.digest import tensor_digest
-from mergetool.storage.reader import Reader
 from mergetool.storage.writer import Writer
 
 FLUSH_BYTES = 256 << 20
@@ -58,9 +58,11 @@ class _Flusher(ThreadPoolExecutor):
 
 @dataclass
 class Engine:
-    """Works through a plan's jobs into a staging folder."""
+    """Works through jobs into a staging folder."""
 
     plan: Plan
+    """With the jobs to do, and others that are measured with them."""
+    jobs: Sequence[Job]
     stage: Staging
     backend: Backend
     progress: Progress
@@ -73,11 +75,11 @@ class Engine:
         self._unchanged()
         with open_sources(self.plan) as sources, contextlib.ExitStack() as stack:
             writers = self._writers(stack)
-            left = self._left(writers)
-            outcomes = dict(self.stage.done)
-            self.resumed = len(outcomes)
             pool = stack.enter_context(ThreadPoolExecutor(self.plan.memory.workers, "mergetool"))
             stack.callback(sources.stop.set)
+            left = self._left(pool)
+            outcomes = dict(self.stage.done)
+            self.resumed = len(outcomes)
             facts = self._facts(sources, pool, left)
             self.progress.start(sum(job.bytes_read + job.bytes_written for job in left), "merge")
             flusher = stack.enter_context(_Flusher())
@@ -126,30 +128,29 @@ class Engine:
     def _writers(self, stack: contextlib.ExitStack) -> dict[str, tuple[Writer, int]]:
         """For each tensor the open file it goes to and its offset there."""
         places = {}
-        for shard in self.plan.shards:
-            writer = stack.enter_context(Writer(self.stage.path / shard.file, shard, resume=True))
-            if writer.fresh:
-                self.stage.forget(set(shard.header.entries))
-            places.update({name: (writer, entry.start) for name, entry in shard.header.entries.items()})
+        names = {job.name for job in self.jobs}
+        with self.stage.alone(LAYOUT):
+            for shard in self.plan.shards:
+                if names.isdisjoint(shard.header.entries):
+                    continue
+                writer = stack.enter_context(Writer(self.stage.path / shard.file, shard, resume=True))
+                if writer.fresh:
+                    self.stage.forget(set(shard.header.entries))
+                places.update({name: (writer, entry.start) for name, entry in shard.header.entries.items()})
         return places
 
-    def _left(self, writers: Mapping[str, tuple[Writer, int]]) -> list[Job]:
+    def _left(self, pool: ThreadPoolExecutor) -> list[Job]:
         """The jobs to do: those not journalled, or whose bytes are not what the journal says."""
-        for shard in self.plan.shards:
-            names = [name for name in shard.header.entries if name in self.stage.done]
-            if names:
-                with Reader(self.stage.path / shard.file) as reader:
-                    for name in names:
-                        if tensor_digest(reader, shard.header.entries[name]) != self.stage.done[name].digest:
-                            self.stage.forget({name})
+        self.stage.forget(spoilt(self.plan.shards, self.stage.path, self.stage.done, pool))
         if not self.allow_nonfinite:  # an earlier run may have been told to
             self.stage.forget({name for name, outcome in self.stage.done.items() if outcome.bad})
-        return [job for job in self.plan.jobs if job.name not in self.stage.done]
+        return [job for job in self.jobs if job.name not in self.stage.done]
 
     def _facts(self, sources: Sources, pool: ThreadPoolExecutor, left: Sequence[Job]) -> Facts:
         if not any(job.facts for job in left):
             return {}
-        return measure_model(self.plan, sources, self.backend, pool, self.stage.path / FOLDER, self.progress)
+        with self.stage.alone(FACTS):  # the first part measures, the others wait for what it finds
+            return measure_model(self.plan, sources, self.backend, pool, self.stage.path / FOLDER, self.progress)
 
     def _merge(
         self,

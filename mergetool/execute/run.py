@@ -61,29 +61,69 @@ def run(
         PlanError: there is no such device.
     """
     began = time.monotonic()
-    progress = progress or Quiet()
+    target = destination(plan, output, force)
+    backend = backend_for(device)
+    if not force and (report := complete_already(plan, target, began)) is not None:
+        return report
+    with staging(plan, target) as stage:
+        room(plan, target, stage)
+        engine = Engine(fetched(plan), plan.jobs, stage, backend, progress or Quiet(), allow_nonfinite)
+        outcomes = engine.run()
+        report = complete(engine.plan, stage, target, outcomes, began, force)
+    return replace(report, plan=plan, resumed=engine.resumed, bytes_read=engine.bytes_read)
+
+
+def destination(plan: Plan, output: Path | str | None, force: bool) -> Path:
+    """The folder to make, if it may be made.
+
+    Raises:
+        OutputRefused: there is none, or it would overwrite a source or somebody's files.
+    """
     target = Path(output) if output is not None else plan.output
     if target is None:
         raise OutputRefused("there is no output", fix="set `output` in the recipe or name a folder")
     if target.name in ("", ".."):  # the folder needs a name, for another to stand beside it
         target = target.resolve()
-    backend = backend_for(device)
     refuse(plan, target, force)
-    if (ours := read_provenance(target)) is not None and not force and _complete(plan, target, ours):
-        tidy(target)
-        return Report(plan, target, ours["tensors"], tuple(ours["notes"]), {}, time.monotonic() - began, 0, 0, True)
-    with staging(plan, target) as stage:
-        _room(plan, target, stage)
-        engine = Engine(fetched(plan), stage, backend, progress, allow_nonfinite)
-        outcomes = engine.run()
-        notes = (*plan.notes, *_notes(outcomes))
-        digests = {name: outcomes[name].digest for name in (job.name for job in plan.jobs)}
-        publish(engine.plan, stage.path, digests, notes)
-        shutil.rmtree(stage.path / FOLDER, ignore_errors=True)
-        refuse(plan, target, force)  # again: somebody may have put something there meanwhile
-        stage.finish(target)
-    bad = {name: sum(outcome.bad.values()) for name, outcome in outcomes.items() if outcome.bad}
-    return Report(plan, target, digests, notes, bad, time.monotonic() - began, engine.resumed, engine.bytes_read)
+    return target
+
+
+def complete_already(plan: Plan, target: Path, began: float) -> Report | None:
+    """The report of a folder that is this plan's result, tidied up; None where there is work to do.
+
+    Raises:
+        RunError: what a killed run left in it cannot be removed.
+    """
+    ours = read_provenance(target)
+    if ours is None or not _complete(plan, target, ours):
+        return None
+    tidy(target)
+    return Report(plan, target, ours["tensors"], tuple(ours["notes"]), {}, time.monotonic() - began, 0, 0, True)
+
+
+def complete(
+    plan: Plan, stage: Staging, target: Path, outcomes: Mapping[str, Outcome], began: float, force: bool
+) -> Report:
+    """Make a model folder of the shards, and give it its name.
+
+    Raises:
+        OutputRefused: somebody has put something under that name meanwhile.
+        CheckpointError: a source's file cannot be read or fetched.
+        RunError: the disk is full or fails.
+    """
+    ordered = {job.name: outcomes[job.name] for job in plan.jobs}
+    notes = (*plan.notes, *findings(ordered))
+    digests = {name: outcome.digest for name, outcome in ordered.items()}
+    publish(plan, stage.path, digests, notes)
+    shutil.rmtree(stage.path / FOLDER, ignore_errors=True)
+    refuse(plan, target, force)
+    stage.finish(target)
+    return Report(plan, target, digests, notes, nonfinite(ordered), time.monotonic() - began, 0, 0)
+
+
+def nonfinite(outcomes: Mapping[str, Outcome]) -> dict[str, int]:
+    """How many coordinates of each tensor were not finite; only those with any."""
+    return {name: sum(outcome.bad.values()) for name, outcome in outcomes.items() if outcome.bad}
 
 
 def compute(plan: Plan, job: Job, device: str = "cpu") -> Array:
@@ -116,8 +156,12 @@ def _complete(plan: Plan, output: Path, provenance: Mapping[str, Any]) -> bool:
     return provenance["plan"] == plan.digest and held == sizes
 
 
-def _room(plan: Plan, output: Path, stage: Staging) -> None:
-    """See that the disk has room for what is not laid out yet."""
+def room(plan: Plan, output: Path, stage: Staging) -> None:
+    """See that the disk has room for what is not laid out yet.
+
+    Raises:
+        RunError: it has not.
+    """
     laid = sum(
         (stage.path / shard.file).stat().st_blocks * 512 for shard in plan.shards if (stage.path / shard.file).exists()
     )
@@ -127,7 +171,7 @@ def _room(plan: Plan, output: Path, stage: Staging) -> None:
         raise RunError(what, str(output.parent), "make room or choose another output")
 
 
-def _notes(outcomes: Mapping[str, Outcome]) -> list[str]:
+def findings(outcomes: Mapping[str, Outcome]) -> list[str]:
     """What was found while running that a user should know."""
     notes = [
         f"{name} differs in {', '.join(outcome.unequal)}; it holds no floating numbers, so it was copied"

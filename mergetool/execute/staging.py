@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
-import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +13,14 @@ from typing import Any
 
 from mergetool.errors import OutputRefused, RunError
 from mergetool.execute.job import Outcome
+from mergetool.execute.journal import JOURNAL, LOCK, Journal, journal_name, lock_name, read_journals, share_of
+from mergetool.execute.locks import FACTS, LAYOUT, hold, opened, waiting
 from mergetool.execute.measure import FOLDER
 from mergetool.plan import Plan
 from mergetool.plan.output import refusal
+from mergetool.plan.parts import Share
 from mergetool.publish import PROVENANCE, read_local
 from mergetool.storage import system
-
-JOURNAL = ".journal.jsonl"
-LOCK = ".lock"
 
 
 def staging_path(output: Path) -> Path:
@@ -80,23 +78,14 @@ class Staging:
 
     path: Path
     done: dict[str, Outcome]
-    """What an earlier run with the same plan left, by tensor."""
-    _journal: int
-    _guard: threading.Lock
+    """What earlier runs with the same plan left, by tensor; of a part's own tensors only."""
+    share: Share | None
+    """The part that is being made, if not all of it."""
+    _journal: Journal
 
     def note(self, name: str, outcome: Outcome) -> None:
         """Write down that a tensor's bytes are in their file."""
-        line = json.dumps(
-            {"tensor": name, "digest": outcome.digest, "bad": dict(outcome.bad), "unequal": outcome.unequal}
-        )
-        with self._guard:
-            self._write(line)
-
-    def _write(self, line: str) -> None:
-        try:
-            system.write_all(self._journal, f"{line}\n".encode(), os.fstat(self._journal).st_size)
-        except OSError as error:
-            raise system.write_failure(error, self.path / JOURNAL, len(line)) from error
+        self._journal.note(name, outcome)
 
     def forget(self, names: set[str]) -> None:
         """Do not count on tensors of a file that was laid out anew."""
@@ -104,10 +93,20 @@ class Staging:
             del self.done[name]
 
     def distrust(self) -> None:
-        """Do not count on anything done so far, now or in a later run."""
+        """Do not count on anything done so far, now or in a later run; but what other parts did is theirs."""
         self.done.clear()
-        with self._guard:
-            os.ftruncate(self._journal, 0)
+        self._journal.clear()
+        for name, record in read_journals(self.path).items():
+            if self.share is None or record.share is None:
+                os.truncate(self.path / name, 0)
+
+    @contextlib.contextmanager
+    def alone(self, lock: str) -> Iterator[None]:
+        """Wait for other parts that make the same thing, and keep them out; a run of the whole is alone already."""
+        with contextlib.ExitStack() as held:
+            if self.share is not None:
+                held.enter_context(waiting(self.path / lock))
+            yield
 
     def finish(self, output: Path) -> None:
         """Give the folder its final name; what stood there goes.
@@ -150,88 +149,82 @@ def tidy(output: Path) -> None:
 
 
 def _sweep(output: Path) -> None:
-    for name in (JOURNAL, LOCK):
-        if (output / name).exists():  # a file system that is read-only refuses to remove even what is not there
-            (output / name).unlink(missing_ok=True)
+    ours = [path for path in output.iterdir() if path.name in (JOURNAL, LOCK, LAYOUT, FACTS) or share_of(path.name)]
+    for path in sorted(ours, key=lambda path: path.name == LOCK):
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def staging(plan: Plan, output: Path) -> Iterator[Staging]:
-    """Open, or open again, the folder where an output is made; only one process holds it at a time.
+def staging(plan: Plan, output: Path, share: Share | None = None) -> Iterator[Staging]:
+    """Open, or open again, the folder where an output is made.
+
+    Only one process holds it at a time, or one for each part.
 
     Raises:
-        OutputRefused: another run works on it, or the place cannot be written.
+        OutputRefused: another run works on it, it cannot be written, or a part does not fit what is in it.
     """
     path = staging_path(output)
     if path.is_symlink():  # what it leads to is not ours to empty
         raise OutputRefused("is a link", str(path), "remove the link")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise OutputRefused(
-            f"cannot be written: {error.strerror or error}", str(output.parent), "choose another output"
-        ) from error
-    journal = -1
-    try:
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise OutputRefused("another run is making this output", str(output), "wait for it to end") from None
-        if not _same_file(lock, path / LOCK):
-            raise OutputRefused("another run has just made this output", str(output), "run again to check it")
-        done = _resume(plan, path)
-        journal = os.open(path / JOURNAL, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        made = Staging(path, done, journal, threading.Lock())
-        if os.fstat(journal).st_size == 0:
-            made._write(json.dumps({"plan": plan.digest}))
-        yield made
-    except OSError as error:
-        raise RunError(f"{error.strerror or error}", str(path), "make room or choose another output") from error
-    finally:
-        if journal >= 0:
-            os.close(journal)
-        os.close(lock)
+            path.mkdir(parents=True, exist_ok=True)
+            lock = held.enter_context(opened(path / LOCK))
+        except OSError as error:
+            raise OutputRefused(
+                f"cannot be written: {error.strerror or error}", str(output.parent), "choose another output"
+            ) from error
+        try:
+            hold(lock, path, output, share, held)
+            made = _open(plan, path, share)
+            held.callback(made._journal.close)
+            yield made
+        except OSError as error:
+            raise RunError(f"{error.strerror or error}", str(path), "make room or choose another output") from error
 
 
-def _same_file(descriptor: int, path: Path) -> bool:
-    """Whether a path still leads to the file that was opened there."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
+def _open(plan: Plan, path: Path, share: Share | None) -> Staging:
+    """Take up what is there; parts do so one after the other, so that the first one's journal is there for the next."""
+    with contextlib.ExitStack() as held:
+        if share is not None:
+            held.enter_context(waiting(path / LAYOUT))
+            fits(plan, path, share)
+        done = _resume(plan, path, share)
+        return Staging(path, done, share, Journal(path / journal_name(share), plan.digest, share))
 
 
-def _resume(plan: Plan, path: Path) -> dict[str, Outcome]:
-    """What the journal of the same plan says is done; a folder of another plan is emptied.
+def fits(plan: Plan, path: Path, share: Share | None) -> None:
+    """Refuse to add to what was begun otherwise: nobody but the user knows whether it is still wanted.
+
+    Raises:
+        OutputRefused: the folder holds work of another plan, or parts of another count.
+    """
+    records = read_journals(path).values()
+    anew = f"or remove {path.name} to begin anew"
+    if any(record.plan != plan.digest for record in records):
+        what = "was begun with another recipe, other sources or another shard size"
+        raise OutputRefused(what, str(path), f"give what it was begun with, {anew}")
+    counts = {record.share.parts for record in records if record.share is not None}
+    if share is not None and counts - {share.parts}:
+        count = min(counts - {share.parts})
+        what = f"is being made in {count} parts, and {share} is none of them"
+        raise OutputRefused(what, str(path), f"give `--part N/{count}`, {anew}")
+
+
+def _resume(plan: Plan, path: Path, share: Share | None) -> dict[str, Outcome]:
+    """What the journals of the same plan say is done; a folder of another plan is emptied.
 
     Of the same plan's only what is continued stays: nothing else that a killed run was writing gets published.
     """
-    done: dict[str, Outcome] = {}
-    journal = path / JOURNAL
-    lines = journal.read_bytes().splitlines(keepends=True) if journal.exists() else []
-    ours = bool(lines) and _entry(lines[0]).get("plan") == plan.digest
-    kept = {LOCK, JOURNAL, FOLDER, *(shard.file for shard in plan.shards)} if ours else {LOCK}
-    for item in path.iterdir():
-        if item.name not in kept:
-            shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
-    if not ours:
-        return {}
-    whole = 0
-    for line in lines:
-        entry = _entry(line)
-        if not entry:
-            break  # a line cut short by a kill, and nothing can follow it
-        whole += len(line)
-        if entry.keys() >= {"tensor", "digest", "bad", "unequal"}:
-            done[entry["tensor"]] = Outcome(entry["digest"], entry["bad"], tuple(entry["unequal"]))
-    os.truncate(journal, whole)
-    return done
-
-
-def _entry(line: bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(line) if line.endswith(b"\n") else {}
-    except ValueError:
-        found = {}
-    return found if isinstance(found, dict) else {}
+    records = {name: record for name, record in read_journals(path).items() if record.plan == plan.digest}
+    if share is None or not records:
+        kept = {LOCK, LAYOUT, FACTS, *([lock_name(share)] if share is not None else ())}
+        if records:
+            kept |= {*records, FOLDER, *(shard.file for shard in plan.shards)}
+        for item in path.iterdir():
+            if item.name not in kept:
+                shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
+    done = {name: outcome for record in records.values() for name, outcome in record.done.items()}
+    if share is None:
+        return done
+    return {job.name: done[job.name] for job in share.of(plan.jobs) if job.name in done}

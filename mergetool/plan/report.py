@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mergetool.plan.parts import Share
 from mergetool.plan.work import Plan
 
 
@@ -28,3 +29,29 @@ class Report:
     """Bytes read from the sources, every pass counted."""
     unchanged: bool = False
     """Whether the output was already complete and nothing had to be done."""
+
+
+@dataclass(frozen=True)
+class PartReport:
+    """The outcome of a part of a run."""
+
+    share: Share
+    output: Path
+    """What all parts together are made into."""
+    digests: Mapping[str, str]
+    """The digest of every tensor of the part, by name."""
+    notes: tuple[str, ...]
+    """What a user should know: the plan's notes and what was found in this part."""
+    nonfinite: Mapping[str, int]
+    """How many coordinates of a tensor had a NaN or an infinity; only those with any."""
+    seconds: float
+    resumed: int
+    """Jobs that were already done."""
+    bytes_read: int
+    """Bytes read from the sources, every pass counted."""
+    bytes_written: int
+    """Bytes of the part's tensors."""
+    missing: tuple[Share, ...]
+    """The parts that are not done yet, as far as their journals say."""
+    unchanged: bool = False
+    """Whether the whole output was already complete."""

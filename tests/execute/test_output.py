@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -242,10 +243,8 @@ def test_a_second_run_is_refused_while_the_first_holds_the_output_and_not_after_
 
 
 def test_a_run_that_waited_for_the_lock_of_a_finished_one_does_not_work_in_its_folder(folder, monkeypatch):
-    from mergetool.execute import staging
-
     plan = planned(folder)
-    true, once = staging.fcntl.flock, []
+    true, once = fcntl.flock, []
 
     def flock(*arguments):
         if not once:  # between opening the lock and taking it, another run finishes
@@ -253,7 +252,7 @@ def test_a_run_that_waited_for_the_lock_of_a_finished_one_does_not_work_in_its_f
             run(plan, folder / "merged")
         return true(*arguments)
 
-    monkeypatch.setattr(staging.fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", flock)
     with pytest.raises(OutputRefused, match="another run"):
         run(plan, folder / "merged")
     monkeypatch.undo()
