@@ -64,5 +64,5 @@ def file_digest(path: str | os.PathLike[str]) -> str:
     except OSError as error:
         raise system.read_failure(error, path) from error
     finally:
-        system.close(fd)
+        system.drop(fd)
     return digest.hexdigest()

@@ -135,7 +135,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     except OSError as error:
         raise system.read_failure(error, path) from error
     finally:
-        system.close(fd)
+        system.drop(fd)
     return parse(bytes(raw), start, size, str(path))
 
 
@@ -149,7 +149,7 @@ def open_source(path: Path) -> int:
     except OSError as error:
         raise CheckpointError(f"cannot be opened: {error.strerror or error}", where=str(path)) from error
     if not stat.S_ISREG(os.fstat(fd).st_mode):
-        system.close(fd)
+        system.drop(fd)
         raise CheckpointError("is not a file", where=str(path))
     return fd
 
@@ -199,6 +199,11 @@ def lay_out(
 def _metadata(found: Any, problems: list[str]) -> Mapping[str, str]:
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
         problems.append(f"{_METADATA} must map strings to strings")
+        return {}
+    try:
+        "".join((*found, *found.values())).encode()
+    except UnicodeEncodeError:
+        problems.append(f"{_METADATA} is not valid Unicode")
         return {}
     return MappingProxyType(found)
 

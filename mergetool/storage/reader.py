@@ -101,7 +101,7 @@ class Reader:
         """Close the file; more than once is fine."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            system.close(fd)
+            system.drop(fd)
 
     def __enter__(self) -> Reader:
         return self

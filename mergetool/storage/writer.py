@@ -55,16 +55,19 @@ class Writer:
             raise
         preamble = self.shard.preamble
         found = bytearray(len(preamble))
-        # The size is set first and the header written last, so a file that has both was laid out to the end.
-        if (
-            os.fstat(fd).st_size == self.shard.nbytes
-            and system.read_all(fd, found, 0) == len(found)
-            and found == preamble
-        ):
-            self._fd = fd
-            return True
-        system.close(fd)
-        return False
+        same = False
+        try:
+            # The size is set first and the header written last, so a file that has both was laid out to the end.
+            same = (
+                os.fstat(fd).st_size == self.shard.nbytes
+                and system.read_all(fd, found, 0) == len(found)
+                and found == preamble
+            )
+        finally:
+            if not same:
+                system.drop(fd)
+        self._fd = fd if same else -1
+        return same
 
     def _create(self) -> None:
         self.path.unlink(missing_ok=True)
