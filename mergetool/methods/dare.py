@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from mergetool.kernels.language import where
 from mergetool.methods.declare import REQUIRED, Doc, PerSource, Sums, method
-from mergetool.methods.shared import SMALLEST_SUM, Density, Lambda, Weight
+from mergetool.methods.shared import Density, Lambda, Weight, normalized
 from mergetool.methods.ties import elect
 
 CITATION = (
@@ -73,17 +73,10 @@ def dare_linear(
         kept[i] = delta[i] · scale[i] with probability density[i], else 0
         merged = base + lambda · Σ weight[i] · kept[i]
     """
-    factor = lambda_
-    if normalize:
-        divisor = 0.0
-        for i in range(len(weight)):
-            divisor += weight[i]
-        if abs(divisor) >= SMALLEST_SUM:
-            factor = lambda_ / divisor
     total = 0.0
     for i in range(len(delta)):
         total += (weight[i] * scale[i]) * where(chance[i] < density[i], delta[i], 0.0)
-    return base + factor * total
+    return base + normalized(lambda_, weight, normalize) * total
 
 
 @method(

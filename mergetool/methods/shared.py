@@ -20,3 +20,14 @@ def weights_sum(weight: tuple[float, ...], normalize: bool, **rest: Any) -> list
     if normalize and abs(sum(weight)) < SMALLEST_SUM:
         return [("weight", "the weights sum to zero, so they cannot be normalised")]
     return []
+
+
+def normalized(factor: Any, weight: Any, normalize: Any) -> Any:
+    """Return the factor of a weighted sum, divided by the sum of the weights if asked, unless that is zero."""
+    if normalize:
+        divisor = 0.0
+        for i in range(len(weight)):
+            divisor += weight[i]
+        if abs(divisor) >= SMALLEST_SUM:
+            factor = factor / divisor
+    return factor

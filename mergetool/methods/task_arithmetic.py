@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from mergetool.methods.declare import REQUIRED, Doc, method
-from mergetool.methods.shared import SMALLEST_SUM, Lambda, Weight
+from mergetool.methods.shared import Lambda, Weight, normalized
 
 
 @method(
@@ -30,14 +30,7 @@ def task_arithmetic(
 
         merged = base + lambda · Σ weight[i] · delta[i]
     """
-    factor = lambda_
-    if normalize:
-        divisor = 0.0
-        for i in range(len(weight)):
-            divisor += weight[i]
-        if abs(divisor) >= SMALLEST_SUM:
-            factor = lambda_ / divisor
     total = 0.0
     for i in range(len(delta)):
         total += weight[i] * delta[i]
-    return base + factor * total
+    return base + normalized(lambda_, weight, normalize) * total
