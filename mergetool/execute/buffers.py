@@ -9,16 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-ALIGNMENT = 4096
-"""Every buffer starts at a multiple of this many bytes."""
+from mergetool.storage.system import PAGE
 
 Bytes = NDArray[np.uint8]
 
 
 def aligned(nbytes: int) -> Bytes:
-    """A new buffer of whole pages."""
-    raw: Bytes = np.empty(nbytes + ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
+    """A new buffer that begins with a page."""
+    raw: Bytes = np.empty(nbytes + PAGE, np.uint8)
+    start = -raw.ctypes.data % PAGE
     return raw[start : start + nbytes]
 
 
@@ -30,7 +29,7 @@ class Arena(threading.local):
 
     def take(self, sizes: Sequence[int]) -> list[Bytes]:
         """Buffers of these many bytes; those taken before are given up."""
-        rounded = [-(-size // ALIGNMENT) * ALIGNMENT for size in sizes]
+        rounded = [-(-size // PAGE) * PAGE for size in sizes]
         if sum(rounded) > self._buffer.nbytes:
             self._buffer = aligned(0)  # let go of the old one first
             self._buffer = aligned(sum(rounded))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
@@ -14,17 +14,18 @@ from mergetool.execute.intact import spoilt
 from mergetool.execute.job import Facts, Outcome, work
 from mergetool.execute.locks import FACTS, LAYOUT
 from mergetool.execute.measure import FOLDER, measure_model
+from mergetool.execute.outlet import FileSink, Outlet
 from mergetool.execute.progress import Progress
 from mergetool.execute.sources import open_sources
 from mergetool.execute.staging import Staging
 from mergetool.execute.tiles import Sources, Stopped
-from mergetool.kernels.backend import Array, Backend
+from mergetool.kernels.backend import Backend
 from mergetool.plan import Job, Plan
 from mergetool.plan.build import digest
 from mergetool.storage.writer import Writer
 
 FLUSH_BYTES = 256 << 20
-"""The disk is asked to take what was written whenever there is so much of it, while the workers go on."""
+"""The disk is asked to take what lies in the page cache whenever there is so much of it, while the workers go on."""
 
 
 class _Flusher(ThreadPoolExecutor):
@@ -32,19 +33,17 @@ class _Flusher(ThreadPoolExecutor):
 
     def __init__(self) -> None:
         super().__init__(1, "mergetool-flush")
-        self._waiting = 0
         self._going: Future[None] | None = None
 
-    def wrote(self, writer: Writer, nbytes: int) -> None:
-        """Count what was written; start a flush when there is enough and none is going on.
+    def wrote(self, writer: Writer) -> None:
+        """Start a flush of a file when there is enough to flush and none is going on.
 
         Raises:
             RunError: an earlier flush failed.
         """
-        self._waiting += nbytes
-        if self._waiting >= FLUSH_BYTES and (self._going is None or self._going.done()):
+        if writer.cached >= FLUSH_BYTES and (self._going is None or self._going.done()):
             self.wait()
-            self._going, self._waiting = self.submit(writer.sync), 0
+            self._going = self.submit(writer.sync)
 
     def wait(self) -> None:
         """Wait for the flush that goes on.
@@ -75,6 +74,7 @@ class Engine:
         self._unchanged()
         with open_sources(self.plan) as sources, contextlib.ExitStack() as stack:
             writers = self._writers(stack)
+            outlet = stack.enter_context(Outlet(self._largest_piece(), self.plan.memory.workers, sources.stop))
             pool = stack.enter_context(ThreadPoolExecutor(self.plan.memory.workers, "mergetool"))
             stack.callback(sources.stop.set)
             left = self._left(pool)
@@ -84,9 +84,9 @@ class Engine:
             self.progress.start(sum(job.bytes_read + job.bytes_written for job in left), "merge")
             flusher = stack.enter_context(_Flusher())
             try:
-                for job, outcome in self._merge(left, sources, facts, writers, pool):
+                for job, outcome in self._merge(left, sources, facts, writers, pool, outlet):
                     outcomes[job.name] = outcome
-                    self._trusting(partial(flusher.wrote, writers[job.name][0], job.bytes_written))
+                    self._trusting(partial(flusher.wrote, writers[job.name][0]))
                 self._trusting(lambda: self._on_disk(flusher, sources, writers))
             except BaseException:
                 with contextlib.suppress(RunError):  # the first error is the news, but the journal must know of both
@@ -159,26 +159,28 @@ class Engine:
         facts: Facts,
         writers: Mapping[str, tuple[Writer, int]],
         pool: ThreadPoolExecutor,
+        outlet: Outlet,
     ) -> Iterator[tuple[Job, Outcome]]:
         """Give jobs to the workers in order, a few ahead; a wide one is shared by all of them."""
-        pending: dict[Future[Outcome], Job] = {}
+        pending: dict[Future[Outcome], tuple[Job, FileSink]] = {}
         ahead = 2 * self.plan.memory.workers
 
         def collect(until: int) -> Iterator[tuple[Job, Outcome]]:
             while len(pending) > until:
                 for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                    job = pending.pop(future)
-                    yield job, self._settle(job, future.result())
+                    job, sink = pending.pop(future)
+                    yield job, self._settle(job, future.result(), sink)
 
         try:
             for job in jobs:
-                sink = self._sink(job, *writers[job.name])
+                sink = FileSink(outlet, *writers[job.name], self._advance(job))
                 if self.plan.memory.wide(job):
                     yield from collect(0)
-                    yield job, self._settle(job, work(self.plan, job, sources, self.backend, facts, sink, pool))
+                    yield job, self._settle(job, work(self.plan, job, sources, self.backend, facts, sink, pool), sink)
                 else:
                     self._read_ahead(job, sources)
-                    pending[pool.submit(work, self.plan, job, sources, self.backend, facts, sink)] = job
+                    doing = pool.submit(work, self.plan, job, sources, self.backend, facts, sink)
+                    pending[doing] = job, sink
                     yield from collect(ahead)
             yield from collect(0)
         except BaseException as error:
@@ -186,7 +188,7 @@ class Engine:
             self._first_cause(pending, error)
             raise
 
-    def _first_cause(self, pending: Mapping[Future[Any], Job], error: BaseException) -> None:
+    def _first_cause(self, pending: Iterable[Future[Any]], error: BaseException) -> None:
         """A job that gave up because another failed is not the news; raise that other's error instead."""
         for future in pending:
             future.cancel()
@@ -200,17 +202,18 @@ class Engine:
         for read in job.reads:
             sources.readers[read.source, read.tensor.file].advise(read.tensor.start, read.tensor.nbytes)
 
-    def _sink(self, job: Job, writer: Writer, offset: int) -> Any:
-        share = job.bytes_read / max(job.bytes_written, 1)
+    def _advance(self, job: Job) -> Callable[[int], None]:
+        """Tells the progress of the bytes written, and of those read for them."""
+        share = 1 + job.bytes_read / max(job.bytes_written, 1)
+        return lambda nbytes: self.progress.advance(round(nbytes * share))
 
-        def sink(piece: Array, start: int) -> None:
-            writer.write(piece, offset + start)
-            self.progress.advance(round(piece.nbytes * (1 + share)))
+    def _largest_piece(self) -> int:
+        """Bytes of the largest tile of a result."""
+        return self.plan.memory.tile * max((-(-job.dtype.bits // 8) for job in self.jobs), default=1)
 
-        return sink
-
-    def _settle(self, job: Job, outcome: Outcome) -> Outcome:
-        """Journal a job that is done, or stop at numbers that are not finite."""
+    def _settle(self, job: Job, outcome: Outcome, sink: FileSink) -> Outcome:
+        """Journal a job that is done and written, or stop at numbers that are not finite."""
+        sink.wait()
         if outcome.bad and not self.allow_nonfinite:
             found = ", ".join(f"{count} in {where}" for where, count in outcome.bad.items())
             raise NonFinite(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from mergetool.execute.buffers import typed
+from mergetool.execute.outlet import Sink
 from mergetool.execute.tiles import Inputs, Sources, tiles
 from mergetool.kernels.backend import Array, Backend, Layout
 from mergetool.kernels.rounding import widen
@@ -18,8 +19,6 @@ from mergetool.methods.apply import Bound, Deltas, bind, combiner, looks, measur
 from mergetool.plan import Job, Plan
 from mergetool.storage.digest import BLOCK_BYTES, block_digest, combine
 
-Sink = Callable[[Array, int], None]
-"""Takes the bytes of a piece of the result, and their offset in the tensor."""
 Facts = Mapping[tuple[str, str], tuple[float, ...]]
 """Measures of the whole model, by method and measure."""
 
@@ -50,7 +49,7 @@ def layout(job: Job) -> Layout:
 
 def deltas(plan: Plan, job: Job, sources: Sources, backend: Backend, pool: Executor | None) -> Deltas:
     """The magnitudes of a job's deltas, for a measure of the whole model."""
-    return Deltas(tiles(plan, job, job.reads, sources, False, pool).look, layout(job), backend)
+    return Deltas(tiles(plan, job, job.reads, sources, False, pool).visit, layout(job), backend)
 
 
 def work(
@@ -64,7 +63,7 @@ def work(
         sources: the open files.
         backend: where the kernels run.
         facts: the measures of the whole model that the job needs.
-        sink: takes the result, piece by piece, in any order and from any worker.
+        sink: takes the result.
         pool: the workers that share a wide job's tiles.
     """
     if not job.method:
@@ -73,14 +72,16 @@ def work(
     over = tiles(plan, job, job.reads, sources, looks(fixed, job.facts), pool)
     known = {name: facts[job.method, name] for name in job.facts}
     shape = layout(job)
-    measured = measure(fixed, shape, job.size, over.look, backend, known)
+    measured = measure(fixed, shape, job.size, over.visit, backend, known)
     kernel = combiner(fixed, shape, measured, backend)
 
-    def make(start: int, inputs: Inputs, scratch: Array) -> tuple[list[bytes], Counter[str]]:
-        out = typed(scratch, job.dtype.storage)
-        bad = _blame(plan, job, inputs, kernel(start, inputs, out))
-        sink(scratch, start * out.itemsize)
-        return digests(scratch), bad
+    def make(start: int, inputs: Inputs) -> tuple[list[bytes], Counter[str]]:
+        width = job.dtype.storage.itemsize
+        raw = sink.take(start * width, inputs[0].size * width)
+        bad = _blame(plan, job, inputs, kernel(start, inputs, typed(raw, job.dtype.storage)))
+        found = digests(raw)
+        sink.put(start * width, raw)
+        return found, bad
 
     pieces = sorted(over.visit(make), key=lambda piece: piece[0])
     total: Counter[str] = sum((bad for _, (_, bad) in pieces), Counter())
@@ -107,12 +108,16 @@ def _copy(plan: Plan, job: Job, sources: Sources, sink: Sink, pool: Executor | N
     """Copy the first read's bytes, and see whether the others hold the same."""
     kind = job.shape, job.dtype
     alike = [read for read in job.compare if (read.tensor.shape, read.tensor.dtype) == kind]
-    over = tiles(plan, job, (*job.reads, *alike), sources, False, pool)
+    over = tiles(plan, job, alike, sources, False, pool)
 
-    def one(start: int, inputs: Inputs, scratch: Array) -> tuple[list[bytes], list[bool]]:
-        raw = inputs[0].view(np.uint8)
-        sink(raw, start * job.dtype.bits // 8)
-        return digests(raw), [not np.array_equal(raw, other.view(np.uint8)) for other in inputs[1:]]
+    def one(start: int, others: Inputs) -> tuple[list[bytes], list[bool]]:
+        stop = min(start + over.tile, job.size)
+        first, last = start * job.dtype.bits // 8, -(-stop * job.dtype.bits // 8)
+        raw = sink.take(first, last - first)
+        sources.load(job.reads, start, stop, [raw])
+        found = digests(raw), [not np.array_equal(raw, other.view(np.uint8)) for other in others]
+        sink.put(first, raw)
+        return found
 
     pieces = sorted(over.visit(one), key=lambda piece: piece[0])
     differ = [read for i, read in enumerate(alike) if any(different[i] for _, (_, different) in pieces)]

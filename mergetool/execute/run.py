@@ -10,13 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mergetool.errors import OutputRefused, RunError
 from mergetool.execute.devices import backend_for
 from mergetool.execute.engine import Engine
 from mergetool.execute.job import Outcome, work
 from mergetool.execute.measure import FOLDER, measure_model
+from mergetool.execute.outlet import Memory
 from mergetool.execute.progress import Progress, Quiet
 from mergetool.execute.sources import fetched, open_sources
 from mergetool.execute.staging import Staging, read_provenance, refuse, staging, tidy
@@ -136,17 +135,13 @@ def compute(plan: Plan, job: Job, device: str = "cpu") -> Array:
         CheckpointError: a source's file ends early.
         PlanError: there is no such device.
     """
-    raw = np.empty(job.bytes_written, np.uint8)
-
-    def keep(piece: Array, offset: int) -> None:
-        raw[offset : offset + piece.nbytes] = piece.view(np.uint8)
-
+    result = Memory(job.bytes_written)
     backend = backend_for(device)
     with open_sources(fetched(plan)) as sources, ThreadPoolExecutor(plan.memory.workers) as pool:
         needed = replace(plan, jobs=tuple(j for j in plan.jobs if set(j.facts) & set(job.facts)))
         facts = measure_model(needed, sources, backend, pool)
-        work(plan, job, sources, backend, facts, keep)
-    return raw.view(job.dtype.storage)
+        work(plan, job, sources, backend, facts, result)
+    return result.raw.view(job.dtype.storage)
 
 
 def _complete(plan: Plan, output: Path, provenance: Mapping[str, Any]) -> bool:

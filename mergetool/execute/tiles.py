@@ -69,31 +69,23 @@ class Sources:
 class Tiles:
     """Goes over the tiles of a job; see :class:`mergetool.methods.apply.Visit`.
 
-    ``do`` gets the tile's first coordinate, its inputs, and a scratch buffer as large as the tile's result.
+    ``do`` gets the tile's first coordinate and its inputs.
     """
 
     sources: Sources
     reads: Sequence[Read]
     size: int
     tile: int
-    scratch: int
-    """Bytes of one coordinate of the result."""
     pool: Executor | None = None
     """Where the tiles of one tensor are worked on together; None: one after another, here."""
 
-    def look(self, do: Callable[[int, Inputs], R], share: float = 1.0) -> Iterator[tuple[int, R]]:
-        """Go over the tiles without making anything."""
-        return self.visit(lambda start, inputs, _: do(start, inputs), share)
-
-    def visit(self, do: Callable[[int, Inputs, Array], R], share: float = 1.0) -> Iterator[tuple[int, R]]:
+    def visit(self, do: Callable[[int, Inputs], R], share: float = 1.0) -> Iterator[tuple[int, R]]:
         """Read each tile, or a share of it, and call ``do`` on it."""
 
         def one(start: int) -> tuple[int, R]:
             stop = start + portion(min(self.tile, self.size - start), share)
             widths = [-(-self.tile * read.tensor.dtype.bits // 8) for read in self.reads]
-            *buffers, scratch = self.sources.arena.take([*widths, self.tile * self.scratch])
-            inputs = self.sources.load(self.reads, start, stop, buffers)
-            return start, do(start, inputs, scratch[: (stop - start) * self.scratch])
+            return start, do(start, self.sources.load(self.reads, start, stop, self.sources.arena.take(widths)))
 
         starts = range(0, self.size, self.tile)
         return map(one, starts) if self.pool is None else self.pool.map(one, starts)
@@ -104,15 +96,12 @@ class Held(Tiles):
     """The same over a tensor that is read whole and kept in the worker's arena until the job is done."""
 
     inputs: Inputs = ()
-    buffer: Array | None = None
 
-    def visit(self, do: Callable[[int, Inputs, Array], R], share: float = 1.0) -> Iterator[tuple[int, R]]:
+    def visit(self, do: Callable[[int, Inputs], R], share: float = 1.0) -> Iterator[tuple[int, R]]:
         """Call ``do`` on each tile of what is held, or on a share of it."""
         for start in range(0, self.size, self.tile):
             stop = start + portion(min(self.tile, self.size - start), share)
-            assert self.buffer is not None
-            scratch = self.buffer[: (stop - start) * self.scratch]
-            yield start, do(start, tuple(x[start:stop] for x in self.inputs), scratch)
+            yield start, do(start, tuple(x[start:stop] for x in self.inputs))
 
 
 def tiles(plan: Plan, job: Job, reads: Sequence[Read], sources: Sources, hold: bool, pool: Executor | None) -> Tiles:
@@ -126,14 +115,10 @@ def tiles(plan: Plan, job: Job, reads: Sequence[Read], sources: Sources, hold: b
         hold: whether several passes are needed, so that holding the tensors pays.
         pool: where to work on the tiles of one tensor together, if that is wanted.
     """
-    width, size = job.dtype.bits // 8, job.size
+    size = job.size
     # Of elements that share bytes so many more that a tile is a whole number of digests' blocks, as all others are.
     tile = plan.memory.tile * 8 // gcd(8, job.dtype.bits)
     if not hold or job.bytes_read > plan.memory.resident or pool is not None:
-        return Tiles(sources, reads, size, tile, width, pool)
-    wanted = [*(read.tensor.nbytes for read in reads), min(tile, size) * width]
-    *buffers, scratch = sources.arena.take(wanted)
-    return Held(
-        sources, reads, size, tile, width, None,
-        inputs=sources.load(reads, 0, size, buffers), buffer=scratch,
-    )  # fmt: skip
+        return Tiles(sources, reads, size, tile, pool)
+    buffers = sources.arena.take([read.tensor.nbytes for read in reads])
+    return Held(sources, reads, size, tile, None, sources.load(reads, 0, size, buffers))

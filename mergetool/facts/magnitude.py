@@ -1,9 +1,10 @@
 """The exact k-th largest magnitude of a tensor's or a whole model's delta, by counting above a few thresholds.
 
 Magnitudes are taken as float32, whose bit patterns sort like the numbers. A sample tells where the k-th should be;
-one pass counts how many magnitudes reach each of eight thresholds around it; when few are left between two
-thresholds another pass gathers them. Counts of tiles, tensors and parts just add up, in any order, and a wrong guess
-only costs another pass, so the cut is exact however the work was divided. Ties cost nothing.
+one pass counts how many magnitudes reach each of eight thresholds around it, or of just two where the sample is full
+of ties there; when few are left between two thresholds another pass gathers them. Counts of tiles, tensors and parts
+just add up, in any order, and a wrong guess only costs another pass, so the cut is exact however the work was
+divided. Ties cost nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mergetool.kernels.backend import THRESHOLDS
+from mergetool.kernels.backend import FEW_THRESHOLDS, THRESHOLDS
 from mergetool.kernels.rounding import OVERFLOW
 
 Bits = NDArray[np.uint32]
@@ -24,14 +25,17 @@ INFINITY = 0x7F800000
 """The bits of an infinite float32, which a float64 delta may round to."""
 ABOVE_ALL = 0x80000000
 """One more than the bits of any magnitude."""
-SAMPLE = 1 << 17
+SAMPLE = 1 << 16
 """Magnitudes of a source that are looked at to guess its cut."""
 LARGEST_GATHER = 1 << 17
 """Magnitudes of a source gathered at once, at most."""
 CHEAP_GATHER = 1 << 12
 """So few that gathering them always beats counting again."""
-SPREAD = (-5.0, -1.5, -0.5, 0.5, 1.5, 5.0)
+SPREAD = (-5.0, -2.5, -0.5, 0.0, 0.5, 2.5, 5.0)
 """Where thresholds lie around the guess, in standard deviations of a sample's quantile."""
+MIDDLE = SPREAD.index(0.0)
+TIED = slice(1, -1)
+"""The places of these that hold one and the same magnitude where the quantile is one that many have."""
 
 
 class Look(Protocol):
@@ -41,7 +45,7 @@ class Look(Protocol):
         """About a ``share`` of each source's magnitudes, all of them when it is 1."""
 
     def above(self, thresholds: Bits) -> Counts:
-        """How many magnitudes of each source reach each threshold: [sources, THRESHOLDS] of both."""
+        """How many magnitudes of each source reach each threshold; both [sources, n], n one of the kernels' two."""
 
     def between(self, low: Bits, high: Bits) -> list[Bits]:
         """Each source's magnitudes in ``low <= bits < high``."""
@@ -81,8 +85,10 @@ class _Search:
     """How many reach ``high``."""
     reach: int = -1
     """How many reach ``low``."""
-    guessed: bool = False
-    """Whether the sample was asked: what it knows it says at once."""
+    sampled: tuple[int, ...] = ()
+    """What the sample has at the places of SPREAD around the quantile; nothing once it was asked."""
+    tied: bool = False
+    """Whether the sample's quantile is probably the cut itself."""
 
     def __post_init__(self) -> None:
         self.reach = self.size
@@ -95,18 +101,28 @@ class _Search:
     @property
     def few(self) -> bool:
         """Whether so few are left that gathering them is cheaper than counting again."""
-        return self.reach - self.above <= min(max(CHEAP_GATHER, self.size >> 9), LARGEST_GATHER)
+        return self.reach - self.above <= min(max(CHEAP_GATHER, self.size >> 8), LARGEST_GATHER)
 
-    def guesses(self, sample: Bits) -> Bits:
+    def ask(self, sample: Bits) -> None:
+        """Look where in a sample the cut should be."""
+        middle = len(sample) * self.rank / self.size
+        deviation = np.sqrt(max(middle * (1 - self.rank / self.size), 1.0))
+        from_above = np.clip([middle + step * deviation for step in SPREAD], 0, len(sample) - 1).astype(int)
+        places = len(sample) - 1 - from_above
+        found = np.partition(sample, sorted(set(places.tolist())))[places]
+        self.sampled = tuple(found.tolist())
+        self.tied = len(set(self.sampled[TIED])) == 1
+
+    def guesses(self, count: int) -> Bits:
         """Thresholds strictly between low and high: around the sample's quantile at first, then evenly."""
-        if not self.guessed and len(sample):
-            self.guessed = True
-            middle = len(sample) * self.rank / self.size
-            deviation = np.sqrt(max(middle * (1 - self.rank / self.size), 1.0))
-            places = np.clip([middle + step * deviation for step in (0.0, *SPREAD)], 0, len(sample) - 1).astype(int)
-            values = [int(sample[places[0]]) + 1, *(int(sample[place]) for place in places)]
+        if count == FEW_THRESHOLDS:
+            self.tied = False
+            values = [self.sampled[MIDDLE], self.sampled[MIDDLE] + 1]
+        elif self.sampled:
+            values = [*self.sampled, self.sampled[MIDDLE] + 1]
+            self.sampled, self.tied = (), False
         else:
-            values = [self.low + (self.high - self.low) * i // (THRESHOLDS + 1) for i in range(1, THRESHOLDS + 1)]
+            values = [self.low + (self.high - self.low) * i // (count + 1) for i in range(1, count + 1)]
         inside = [min(max(value, self.low + 1), self.high - 1) for value in values]
         return np.array(inside, np.uint32)
 
@@ -140,14 +156,15 @@ def cuts(densities: tuple[float, ...], size: int, look: Look) -> tuple[float, ..
     share = min(1.0, SAMPLE / size)
     samples = look.sample(share)
     for i, search in wanted.items():
-        samples[i] = np.sort(samples[i])[::-1]
         if share == 1.0:
             search.finish(samples[i])
+        elif len(samples[i]):
+            search.ask(samples[i])
     while left := {i: search for i, search in wanted.items() if not search.found}:
         if all(search.few for search in left.values()):
             _gather(left, len(densities), look)
         else:
-            _count(left, len(densities), samples, look)
+            _count(left, len(densities), look)
     for i, search in wanted.items():
         result[i] = _smallest_that_rounds_to(search.low)
     return tuple(result)
@@ -162,10 +179,11 @@ def _gather(left: dict[int, _Search], sources: int, look: Look) -> None:
         search.finish(among[i])
 
 
-def _count(left: dict[int, _Search], sources: int, samples: list[Bits], look: Look) -> None:
-    thresholds = np.full((sources, THRESHOLDS), ABOVE_ALL, np.uint32)
+def _count(left: dict[int, _Search], sources: int, look: Look) -> None:
+    count = FEW_THRESHOLDS if all(search.tied for search in left.values()) else THRESHOLDS
+    thresholds = np.full((sources, count), ABOVE_ALL, np.uint32)
     for i, search in left.items():
-        thresholds[i] = search.guesses(samples[i])
+        thresholds[i] = search.guesses(count)
     counts = look.above(thresholds)
     for i, search in left.items():
         search.learn(thresholds[i], counts[i])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mergetool.kernels import language
-from mergetool.kernels.backend import BLOCK, Array, Layout, Text
+from mergetool.kernels.backend import BLOCK, THRESHOLDS, Array, Layout, Text
 from mergetool.kernels.random import draws
 from mergetool.kernels.rounding import OVERFLOW, narrow, widen
 from mergetool.kernels.text import called
@@ -120,7 +120,7 @@ class NumpyArrays:
             with np.errstate(all="ignore"):
                 yield i, self.magnitude_bits(value - wide[0])
 
-    def above(self, layout: Layout) -> Callable[..., None]:
+    def above(self, layout: Layout, count: int = THRESHOLDS) -> Callable[..., None]:
         """As :meth:`mergetool.kernels.backend.Backend.above`."""
 
         def run(inputs: Any, thresholds: Array, counts: Array) -> None:

@@ -200,9 +200,9 @@ def _magnitude(layout: Layout, source: int) -> str:
 
 
 @once
-def above(layout: Layout) -> Callable[..., None]:
+def above(layout: Layout, count: int = THRESHOLDS) -> Callable[..., None]:
     """Compile ``above(inputs, thresholds, counts)``: as :meth:`mergetool.kernels.backend.Backend.above`."""
-    cuts = range(THRESHOLDS)
+    cuts = range(count)
     sources = "".join(
         ABOVE_SOURCE.format(
             i=i,

@@ -100,7 +100,7 @@ class Deltas:
 
     def above(self, thresholds: Array) -> Array:
         """How many magnitudes of each source reach each threshold."""
-        kernel = self.backend.above(self.layout)
+        kernel = self.backend.above(self.layout, thresholds.shape[1])
 
         def count(start: int, inputs: Inputs) -> Array:
             counts = np.zeros(thresholds.shape, np.int64)

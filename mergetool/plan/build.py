@@ -25,7 +25,7 @@ from mergetool.storage.shards import Shard, shard
 
 SHARD_SIZE = 5_000_000_000
 """Bytes of data in one output file, at most: what the Hub's own tools take."""
-FORMAT = 1
+FORMAT = 2
 """Raised when the same recipe and sources begin to give other bytes."""
 
 

@@ -18,6 +18,8 @@ SMALLEST_TILE = 1 << 18
 LARGEST_TILE = 1 << 20
 PREFERRED_RESIDENT = 80 << 20
 """Enough to hold a layer's matrix of a base and two sources of 7 B parameters; larger ones are read again."""
+WRITERS = 2
+"""Threads that wait for the disk while the workers go on; two keep it busy. Each holds a tile of a result."""
 COUNTS = 3 << 20
 """Bytes of the magnitudes of one source that are looked at together: those of a tile, the sample, those gathered."""
 
@@ -29,9 +31,9 @@ def default_budget() -> int:
 
 
 def default_workers() -> int:
-    """One for each core this process may use, and one more to overlap waiting for the disk."""
+    """One for each core this process may use, and two where there is one, to overlap waiting for the disk."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores + 1
+    return max(cores, 2)
 
 
 def fit(jobs: Sequence[Job], budget: int | None, workers: int | None) -> Memory:
@@ -47,8 +49,9 @@ def fit(jobs: Sequence[Job], budget: int | None, workers: int | None) -> Memory:
     """
     budget = default_budget() if budget is None else budget
     widest = max((_bytes_per_coordinate(job) for job in jobs), default=1)
+    results = WRITERS * max((-(-job.dtype.bits // 8) for job in jobs), default=1)  # being written, by coordinate
     counts = max((COUNTS * len(job.reads) for job in jobs if job.method), default=0)
-    smallest = INTERPRETER + SMALLEST_TILE * widest + counts
+    smallest = INTERPRETER + SMALLEST_TILE * (widest + results) + counts
     if budget < smallest:
         raise PlanError(
             f"a memory budget of {budget >> 20} MiB is too small: this merge takes at least {-(-smallest >> 20)} MiB",
@@ -57,22 +60,26 @@ def fit(jobs: Sequence[Job], budget: int | None, workers: int | None) -> Memory:
         )
     room = budget - INTERPRETER
     threads = workers or default_workers()
-    while workers is None and threads > 1 and room < threads * (LARGEST_TILE * widest + counts):
+
+    def needed(tile: int) -> int:
+        return threads * (tile * widest + counts) + tile * results
+
+    while workers is None and threads > 1 and room < needed(LARGEST_TILE):
         threads -= 1
     tile = LARGEST_TILE
-    while tile > SMALLEST_TILE and room < threads * (tile * widest + counts):
+    while tile > SMALLEST_TILE and room < needed(tile):
         tile -= SMALLEST_TILE
-    if room < threads * (tile * widest + counts):
-        wanted = -(-(INTERPRETER + threads * (tile * widest + counts)) >> 20)
+    if room < needed(tile):
+        wanted = -(-(INTERPRETER + needed(tile)) >> 20)
         raise PlanError(
             f"a memory budget of {budget >> 20} MiB is too small for {threads} workers: they take {wanted} MiB",
             where="--memory",
             fix=f"give `--memory {wanted}MiB` or more, or fewer `--workers`",
         )
-    share = room // threads - counts
+    share = (room - tile * results) // threads - counts
     largest = max((job.bytes_read for job in jobs), default=0)
     resident = max(0, min(share - tile * widest, PREFERRED_RESIDENT, largest))
-    peak = INTERPRETER + threads * (tile * widest + counts + resident)
+    peak = INTERPRETER + needed(tile) + threads * resident
     return Memory(budget, min(peak, budget), threads, tile, resident)
 
 

@@ -159,7 +159,8 @@ def lay_out(
 ) -> tuple[Header, bytes]:
     """The header of a file that holds ``tensors`` one behind another, and the exact bytes before its data.
 
-    The same arguments give the same bytes. The JSON is padded with spaces to make the data 8-byte-aligned.
+    The same arguments give the same bytes. The JSON is padded with spaces so that the data begin on a page: they can
+    be written past the page cache, and mapped into memory as they are.
 
     Args:
         tensors: name, dtype and shape of each, in the order of their bytes.
@@ -187,7 +188,7 @@ def lay_out(
         text = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
     except UnicodeEncodeError as error:
         raise HeaderError(f"a name is not valid Unicode: {error}") from error
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % system.PAGE)
     if len(text) > LARGEST_HEADER:
         raise HeaderError(f"the header would have {len(text):,} bytes, over the limit of {LARGEST_HEADER:,}")
     base = 8 + len(text)

@@ -15,6 +15,7 @@ from mergetool.plan.memory import default_workers
 from mergetool.storage.header import read_header
 from mergetool.storage.reader import Reader
 from mergetool.storage.shards import Shard
+from mergetool.storage.system import PAGE
 from mergetool.storage.writer import Writer
 
 PIECE = 2 << 20
@@ -25,13 +26,13 @@ def copy(output: Path, sources: list[Path]) -> float:
     header = read_header(sources[0])
     with sources[0].open("rb") as file:
         preamble = file.read(header.data_start)
-    arena = Arena()
+    arena, phase = Arena(), header.data_start % PAGE
     began = time.perf_counter()
     readers = [Reader(source) for source in sources]
 
     def move(start: int) -> None:
         length = min(PIECE, header.file_size - start)
-        buffers = [buffer[:length] for buffer in arena.take([PIECE] * len(readers))]
+        buffers = [buffer[phase : phase + length] for buffer in arena.take([PIECE + PAGE] * len(readers))]
         for reader, buffer in zip(readers, buffers, strict=True):
             reader.read_into(buffer, start)
         writer.write(buffers[0], start)

@@ -11,7 +11,7 @@ from mergetool.facts import magnitude
 from mergetool.facts.magnitude import cuts, kept, trivial
 from mergetool.kernels import compile, rounding
 from mergetool.kernels.arrays import NumpyArrays
-from mergetool.kernels.backend import THRESHOLDS, Layout
+from mergetool.kernels.backend import FEW_THRESHOLDS, THRESHOLDS, Layout
 from mergetool.kernels.torch_arrays import TorchArrays
 
 
@@ -184,11 +184,12 @@ def test_every_binding_looks_the_same(dtypes):
         naive = Naive([[value - exact[0] for value in exact[1:]]])
     low = np.array([int(np.float32(x).view(np.uint32)) for x in (1e-3, 0.0, 1.0)], np.uint32)
     high = np.array([int(np.float32(x).view(np.uint32)) for x in (2e-3, 1e-9, np.inf)], np.uint32)
-    thresholds = np.linspace(low, high + 1, THRESHOLDS, axis=1).astype(np.uint32)
     for backend in (compile, NumpyArrays(), TorchArrays("cpu")):
-        counts = np.ones((3, THRESHOLDS), np.int64)
-        backend.above(Layout(True, dtypes))(raw, thresholds, counts)
-        np.testing.assert_array_equal(counts, 1 + naive.above(thresholds))
+        for count in (THRESHOLDS, FEW_THRESHOLDS):
+            thresholds = np.linspace(low, high + 1, count, axis=1).astype(np.uint32)
+            counts = np.ones((3, count), np.int64)
+            backend.above(Layout(True, dtypes), count)(raw, thresholds, counts)
+            np.testing.assert_array_equal(counts, 1 + naive.above(thresholds))
         found, used = np.zeros((3, n), np.uint32), np.zeros(3, np.int64)
         backend.between(Layout(True, dtypes))(raw, low, high, found, used)
         for i, expected in enumerate(naive.between(low, high)):
