@@ -32,7 +32,7 @@ shard_size = click.option(
     help="The most bytes of weights in one output file.",
 )
 workers = click.option(
-    "--workers", type=click.IntRange(min=1), metavar="N", help="Threads; by default one more than there are cores."
+    "--workers", type=click.IntRange(min=1), metavar="N", help="Threads; by default one for each core."
 )
 device = click.option(
     "--device",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,6 +26,24 @@ from mergetool.storage.writer import Writer
 
 FLUSH_BYTES = 256 << 20
 """The disk is asked to take what lies in the page cache whenever there is so much of it, while the workers go on."""
+
+
+BATCH_BYTES = 4 << 20
+"""Small tensors go to a worker together until they have so many bytes: handing one over takes longer than merging."""
+
+
+def _batches(jobs: Iterable[Job]) -> Iterator[list[Job]]:
+    """Runs of neighbouring jobs for one worker; a large one stands alone."""
+    batch: list[Job] = []
+    room = BATCH_BYTES
+    for job in jobs:
+        room -= job.bytes_read
+        if batch and room < 0:
+            yield batch
+            batch, room = [], BATCH_BYTES - job.bytes_read
+        batch.append(job)
+    if batch:
+        yield batch
 
 
 class _Flusher(ThreadPoolExecutor):
@@ -161,26 +179,29 @@ class Engine:
         pool: ThreadPoolExecutor,
         outlet: Outlet,
     ) -> Iterator[tuple[Job, Outcome]]:
-        """Give jobs to the workers in order, a few ahead; a wide one is shared by all of them."""
-        pending: dict[Future[Outcome], tuple[Job, FileSink]] = {}
+        """Give jobs to the workers in order, a few ahead, small ones by the batch; all share a wide one."""
+        pending: dict[Future[list[Outcome]], list[tuple[Job, FileSink]]] = {}
         ahead = 2 * self.plan.memory.workers
 
         def collect(until: int) -> Iterator[tuple[Job, Outcome]]:
             while len(pending) > until:
                 for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                    job, sink = pending.pop(future)
-                    yield job, self._settle(job, future.result(), sink)
+                    for (job, sink), outcome in zip(pending.pop(future), future.result(), strict=True):
+                        yield job, self._settle(job, outcome, sink)
+
+        def done(batch: Sequence[tuple[Job, FileSink]], pool: Executor | None = None) -> list[Outcome]:
+            return [work(self.plan, job, sources, self.backend, facts, sink, pool) for job, sink in batch]
 
         try:
-            for job in jobs:
-                sink = FileSink(outlet, *writers[job.name], self._advance(job))
-                if self.plan.memory.wide(job):
+            for jobs_at_once in _batches(jobs):
+                batch = [(job, FileSink(outlet, *writers[job.name], self._advance(job))) for job in jobs_at_once]
+                if self.plan.memory.wide(jobs_at_once[0]):
                     yield from collect(0)
-                    yield job, self._settle(job, work(self.plan, job, sources, self.backend, facts, sink, pool), sink)
+                    for (job, sink), outcome in zip(batch, done(batch, pool), strict=True):
+                        yield job, self._settle(job, outcome, sink)
                 else:
-                    self._read_ahead(job, sources)
-                    doing = pool.submit(work, self.plan, job, sources, self.backend, facts, sink)
-                    pending[doing] = job, sink
+                    self._read_ahead(jobs_at_once, sources)
+                    pending[pool.submit(done, batch)] = batch
                     yield from collect(ahead)
             yield from collect(0)
         except BaseException as error:
@@ -198,8 +219,8 @@ class Engine:
                 if isinstance(cause, MergetoolError):
                     raise cause
 
-    def _read_ahead(self, job: Job, sources: Sources) -> None:
-        for read in job.reads:
+    def _read_ahead(self, jobs: Sequence[Job], sources: Sources) -> None:
+        for read in (read for job in jobs for read in job.reads):
             sources.readers[read.source, read.tensor.file].advise(read.tensor.start, read.tensor.nbytes)
 
     def _advance(self, job: Job) -> Callable[[int], None]:

@@ -61,9 +61,10 @@ def run(
     """
     began = time.monotonic()
     target = destination(plan, output, force)
-    backend = backend_for(device)
     if not force and (report := complete_already(plan, target, began)) is not None:
         return report
+    backend = backend_for(device)
+    began = time.monotonic()
     with staging(plan, target) as stage:
         room(plan, target, stage)
         engine = Engine(fetched(plan), plan.jobs, stage, backend, progress or Quiet(), allow_nonfinite)

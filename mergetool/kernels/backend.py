@@ -70,9 +70,10 @@ class Backend(Protocol):
 
 
 def compiled() -> Backend:
-    """The kernels compiled for this machine's CPU."""
+    """The kernels compiled for this machine's CPU, and Numba loaded, so that the first tile does not wait for it."""
     from mergetool.kernels import compile
 
+    compile.ready()
     module: ModuleType = compile
     return module
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from mergetool.kernels.backend import BLOCK, THRESHOLDS, Layout, measure_names
 from mergetool.kernels.generated import module, once
 from mergetool.kernels.text import called, plain
@@ -29,7 +31,7 @@ def _functions(function: Callable[..., Any], count: int, keep: tuple[str, ...] |
 
 
 def _compiled(source: str) -> str:
-    return f'@njit(error_model="numpy")\n{source}\n'
+    return f'@njit(error_model="numpy", forceinline=True)\n{source}\n'
 
 
 def _load_inputs(layout: Layout, tensors: tuple[str, ...], start: str = "start") -> list[str]:
@@ -51,6 +53,19 @@ def _load_inputs(layout: Layout, tensors: tuple[str, ...], start: str = "start")
 
 def _unpack(layout: Layout) -> str:
     return f"{', '.join(f'x{i}' for i in range(len(layout.inputs)))}, = inputs"
+
+
+READY = """
+@njit(nogil=True, cache=True, error_model="numpy")
+def ready(x):
+    return widen_BF16(x)
+"""
+
+
+@once
+def ready() -> None:
+    """Load Numba and what it takes to run any kernel: half a second."""
+    module("ready", HEAD.format(title="ready") + READY).ready(np.uint16(0))
 
 
 COMBINE = """
@@ -115,8 +130,8 @@ def sums(start, inputs, partial, keys, {arguments}):
         for i in range({terms}):
             partial[block, i] = lanes[i].sum()
 """
-LANES = 1024
-"""Sums kept side by side, so that a vector of any width adds up the same numbers in the same order."""
+LANES = 4096
+"""Sums kept side by side, so that a vector of any width adds up the same numbers in the same order; of all terms."""
 
 
 @once
@@ -127,13 +142,14 @@ def sums(
 
     The kernel fills ``partial``, float64 of shape [blocks, terms], with the sums over each :data:`BLOCK` of the tile.
     """
+    lanes = LANES >> max(2, (terms - 1).bit_length())  # few enough of many terms to stay in the nearest cache
     text = HEAD.format(title=function.__name__) + _functions(function, layout.sources, arguments)
     text += SUMS.format(
         arguments=", ".join(arguments),
         terms=terms,
-        lanes=LANES,
+        lanes=lanes,
         block=BLOCK,
-        pieces="; ".join(f"x{i} = inputs[{i}][piece : piece + {LANES}]" for i in range(len(layout.inputs))),
+        pieces="; ".join(f"x{i} = inputs[{i}][piece : piece + {lanes}]" for i in range(len(layout.inputs))),
         load="\n                ".join(_load_inputs(layout, tensors, "start_piece")),
         name=function.__name__,
         call=", ".join((*tensors, *arguments)),

@@ -19,48 +19,48 @@ F8_E4M3_VALUES = FLOAT8_VALUES["F8_E4M3"]
 F8_E5M2_VALUES = FLOAT8_VALUES["F8_E5M2"]
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def where(condition, yes, no):  # type: ignore[no-untyped-def]  # noqa: D103 - as in language.py
     return yes if condition else no
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def sign(x):  # type: ignore[no-untyped-def]  # noqa: D103
     return 1.0 if x > 0.0 else (-1.0 if x < 0.0 else 0.0)
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def sqrt(x):  # type: ignore[no-untyped-def]  # noqa: D103
     return math.sqrt(x)
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def minimum(x, y):  # type: ignore[no-untyped-def]
     """A NaN stays one, as in NumPy and torch, so that it is counted and not lost."""
     return x if x < y or x != x else y
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def maximum(x, y):  # type: ignore[no-untyped-def]  # noqa: D103
     return x if x > y or x != x else y
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def widen_F64(x):  # type: ignore[no-untyped-def]  # noqa: D103, N802 - named by dtype
     return x
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def widen_F32(x):  # type: ignore[no-untyped-def]  # noqa: D103, N802
     return f64(x)
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def widen_BF16(x):  # type: ignore[no-untyped-def]  # noqa: D103, N802
     return f64(u32(u32(x) << u32(16)).view(f32))
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def widen_F16(x):  # type: ignore[no-untyped-def]  # noqa: N802
     """Shift the exponent into a float32's place and scale by 2**112, which also mends subnormals."""
     bits = u32(x)
@@ -73,42 +73,42 @@ def widen_F16(x):  # type: ignore[no-untyped-def]  # noqa: N802
     return -magnitude if u32(bits & u32(0x8000)) != u32(0) else magnitude
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def widen_F8_E4M3(x):  # type: ignore[no-untyped-def]  # noqa: D103, N802
     return F8_E4M3_VALUES[x]
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def widen_F8_E5M2(x):  # type: ignore[no-untyped-def]  # noqa: D103, N802
     return F8_E5M2_VALUES[x]
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def single_F32(x):  # type: ignore[no-untyped-def]  # noqa: D103, N802
     return x
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def single_BF16(x):  # type: ignore[no-untyped-def]  # noqa: D103, N802
     return u32(u32(x) << u32(16)).view(f32)
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def single_F16(x):  # type: ignore[no-untyped-def]  # noqa: D103, N802
     return f32(widen_F16(x))
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def single_F8_E4M3(x):  # type: ignore[no-untyped-def]  # noqa: D103, N802
     return f32(F8_E4M3_VALUES[x])
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def single_F8_E5M2(x):  # type: ignore[no-untyped-def]  # noqa: D103, N802
     return f32(F8_E5M2_VALUES[x])
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def rounded(x, digits, lowest, highest):  # type: ignore[no-untyped-def]
     """Round the magnitude of x to fewer significant bits, once and to nearest even, subnormals included.
 
@@ -121,30 +121,30 @@ def rounded(x, digits, lowest, highest):  # type: ignore[no-untyped-def]
     return (abs(x) + power) - power
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def sign_bit(x):  # type: ignore[no-untyped-def]
     """The sign as bit 15, where 16-bit floats have it."""
     return u32(u64(f64(x).view(u64) >> u64(48)) & u64(0x8000))
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def narrow_F64(x):  # type: ignore[no-untyped-def]  # noqa: D103, N802
     return x
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def narrow_F32(x):  # type: ignore[no-untyped-def]  # noqa: D103, N802
     return f32(x)
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def narrow_BF16(x):  # type: ignore[no-untyped-def]  # noqa: N802
     """8 significant bits, exponents from -126 to 127; every NaN is the same."""
     near = f32(rounded(x, 45, u64(0x3810000000000000), u64(0x47F0000000000000)))
     return np.uint16(u32(0x7FC0) if x != x else u32(u32(near.view(u32) >> u32(16)) | sign_bit(x)))
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def narrow_F16(x):  # type: ignore[no-untyped-def]  # noqa: N802
     """11 significant bits, exponents from -14 to 15; every NaN is the same."""
     near = rounded(x, 42, u64(0x3F10000000000000), u64(0x40F0000000000000))
@@ -154,37 +154,37 @@ def narrow_F16(x):  # type: ignore[no-untyped-def]  # noqa: N802
     return np.uint16(u32(0x7E00) if x != x else u32(code | sign_bit(x)))
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def strange_F64(x):  # type: ignore[no-untyped-def]  # noqa: D103, N802
     return u32(u64(f64(x).view(u64) & u64(0x7FF0000000000000)) == u64(0x7FF0000000000000))
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def strange_F32(x):  # type: ignore[no-untyped-def]  # noqa: D103, N802
     return u32(u32(f32(x).view(u32) & u32(0x7F800000)) == u32(0x7F800000))
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def strange_BF16(x):  # type: ignore[no-untyped-def]  # noqa: D103, N802
     return u32(u32(x & u32(0x7F80)) == u32(0x7F80))
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def strange_F16(x):  # type: ignore[no-untyped-def]  # noqa: D103, N802
     return u32(u32(x & u32(0x7C00)) == u32(0x7C00))
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def strange_F8_E4M3(x):  # type: ignore[no-untyped-def]  # noqa: D103, N802
     return u32(u32(x & u32(0x7F)) == u32(0x7F))
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def strange_F8_E5M2(x):  # type: ignore[no-untyped-def]  # noqa: D103, N802
     return u32(u32(x & u32(0x7C)) == u32(0x7C))
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def draw(key, coordinate):  # type: ignore[no-untyped-def]
     """A number in [0, 1), the same for the same key and coordinate on any machine: Philox2x32-10 (Salmon 2011)."""
     word = u64(0xFFFFFFFF)

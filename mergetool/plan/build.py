@@ -41,13 +41,13 @@ def build(
 
     >>> plan = build(load("examples/linear.yaml"))
     >>> len(plan.jobs), plan.bytes_written
-    (38, 2103520)
+    (38, 2103552)
 
     Args:
         recipe: what :func:`mergetool.load` returned.
         memory: the budget of anonymous memory in bytes; by default a small fraction of the machine's.
         shard_size: the most bytes of data in one output file.
-        workers: threads; by default one more than there are cores.
+        workers: threads; by default one for each core.
         output: the output folder; by default the recipe's own.
 
     Raises:

@@ -23,6 +23,7 @@ class Report:
     nonfinite: Mapping[str, int]
     """How many coordinates of a tensor had a NaN or an infinity in a source or the result; only those with any."""
     seconds: float
+    """What it took once the libraries were loaded."""
     resumed: int
     """Jobs that an earlier, interrupted run had already done."""
     bytes_read: int

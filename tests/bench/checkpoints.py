@@ -7,8 +7,11 @@ rest, as in bfloat16 fine-tunes. A fine-tune is the base plus its own delta.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +39,7 @@ SIZES = {
     "tiny": Size(256, 4, 704, 8, 2, 2048),
     "100m": Size(768, 8, 2048, 12, 4, 16000),
     "1.1b": Size(2048, 22, 5632, 32, 4, 32000),
-    "4b": Size(3072, 34, 8192, 32, 8, 64000),
+    "4b": Size(3072, 36, 8192, 32, 8, 64000),
 }
 
 
@@ -61,6 +64,18 @@ def shapes(size: Size) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "lm_head.weight", (size.vocabulary, size.hidden)
 
 
+def weights(tensors: Mapping[str, tuple[int, ...]]) -> int:
+    """How many weights tensors have together."""
+    return sum(map(prod, tensors.values()))
+
+
+def many(count: int, fewest: int = 1 << 11, most: int = 1 << 15) -> dict[str, tuple[int, ...]]:
+    """Many small tensors, their logarithms evenly spread between two numbers of weights; always the same."""
+    spread = np.random.default_rng(count).random(count)
+    sizes = (fewest * (most / fewest) ** spread).astype(int)
+    return {f"model.layers.{i}.small.weight": (int(size),) for i, size in enumerate(sizes)}
+
+
 def config(size: Size) -> dict[str, object]:
     """The config.json of the model."""
     return {
@@ -81,7 +96,18 @@ def _bits(values: np.ndarray) -> np.ndarray:
     return (values.view(np.uint32) >> 16).astype(np.uint16)
 
 
-def make(folder: Path, size: str, variant: int = 0, tensors: dict[str, tuple[int, ...]] | None = None) -> Path:
+def _piece(variant: int, number: int, piece: int, count: int) -> np.ndarray:
+    """A run of one tensor's weights."""
+    values = np.random.default_rng([number, piece]).standard_normal(count, np.float32) * np.float32(0.02)
+    if variant:
+        rng = np.random.default_rng([number, piece, variant])
+        delta = rng.standard_normal(count, np.float32) * np.float32(0.001)
+        delta[rng.random(count, np.float32) < 0.5] = 0
+        values += delta
+    return _bits(values)
+
+
+def make(folder: Path, size: str, variant: int = 0, tensors: Mapping[str, tuple[int, ...]] | None = None) -> Path:
     """Make a checkpoint unless it is there; variant 0 is the base, others are its fine-tunes.
 
     Args:
@@ -96,16 +122,13 @@ def make(folder: Path, size: str, variant: int = 0, tensors: dict[str, tuple[int
     folder.mkdir(parents=True, exist_ok=True)
     wanted = tensors or dict(shapes(SIZES[size]))
     (layout,) = shard([(name, dtype("BF16"), shape) for name, shape in wanted.items()], 1 << 50)
-    with Writer(folder / layout.file, layout) as writer:
-        for number, entry in enumerate(layout.header.entries.values()):
-            for piece, start in enumerate(range(0, entry.size, PIECE)):
-                count = min(PIECE, entry.size - start)
-                base = np.random.default_rng([number, piece]).standard_normal(count, np.float32) * np.float32(0.02)
-                if variant:
-                    rng = np.random.default_rng([number, piece, variant])
-                    delta = rng.standard_normal(count, np.float32) * np.float32(0.001)
-                    delta[rng.random(count, np.float32) < 0.5] = 0
-                    base = base + delta
-                writer.write(_bits(base), entry.start + 2 * start)
+    with Writer(folder / layout.file, layout) as writer, ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        pieces = (
+            (number, piece, min(PIECE, entry.size - piece * PIECE), entry.start + 2 * piece * PIECE)
+            for number, entry in enumerate(layout.header.entries.values())
+            for piece in range(-(-entry.size // PIECE))
+        )
+        for _ in pool.map(lambda at: writer.write(_piece(variant, *at[:3]), at[3]), pieces):
+            pass
     done.write_text(json.dumps(config(SIZES[size]), indent=2))
     return folder

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mergetool.execute.buffers import Arena
-from mergetool.plan.memory import default_workers
+from mergetool.plan.memory import WRITERS, default_workers
 from mergetool.storage.header import read_header
 from mergetool.storage.reader import Reader
 from mergetool.storage.shards import Shard
@@ -39,7 +39,7 @@ def copy(output: Path, sources: list[Path]) -> float:
 
     with (
         Writer(output, Shard(output.name, header, preamble)) as writer,
-        ThreadPoolExecutor(default_workers()) as pool,
+        ThreadPoolExecutor(default_workers() + WRITERS) as pool,
     ):
         for _ in pool.map(move, range(header.data_start, header.file_size, PIECE)):
             pass

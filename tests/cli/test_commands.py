@@ -89,7 +89,7 @@ def test_check_refuses_the_output_that_run_would_refuse(folder, run):
 
 
 def test_check_says_ok_in_a_line(folder, run):
-    assert run("check", "merge.yaml").stdout == "OK: ties, 3 models, 9 tensors, 4.54 kB to write\n"
+    assert run("check", "merge.yaml").stdout == "OK: ties, 3 models, 9 tensors, 7.78 kB to write\n"
 
 
 def test_methods_lists_all_and_explains_one(run):

@@ -118,15 +118,15 @@ from mergetool.kernels.prelude import *  # noqa: F403
 
 STEP = 0.25
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def half(x):
     return x * STEP * 2.0
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def quarter(x):
     return half(half(x))
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def text(base, delta, weight, normalize):
     total = 0.0
     total += weight[0] * delta[0]

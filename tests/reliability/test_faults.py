@@ -209,6 +209,7 @@ def test_bytes_whose_sync_failed_are_not_counted_on_even_if_something_else_faile
 ) -> None:
     """The page cache may still show what the disk has lost, so no digest would tell."""
     monkeypatch.setattr(engine, "FLUSH_BYTES", 1)
+    monkeypatch.setattr(engine, "BATCH_BYTES", 1)
     true, sync = getattr(system, other), system.fsync
     flushing, failed = threading.Event(), threading.Event()
     numbers, failing = itertools.count(1), 1 << 60
