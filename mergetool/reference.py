@@ -31,9 +31,15 @@ HEADS = {
     "SourceEntry": "An entry of `models`",
     "RuleEntry": "An entry of `rules`",
     "WhereEntry": "`where` of a rule",
+    "RuleSourceEntry": "An entry of `models` in a rule",
     "ConditionEntry": "A setting with a filter",
     "ReferenceEntry": "A model as a mapping",
     "PathEntry": "A path as a mapping",
+    "CalibrationEntry": "`calibration`",
+    "DataEntry": "A data set as a mapping",
+    "AlignEntry": "`align`",
+    "CorrectEntry": "`correct`",
+    "TrainEntry": "`train`",
 }
 """The heading of each mapping that a recipe may hold, in the order of the page."""
 _WORDS = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true/false"}
@@ -98,6 +104,7 @@ def _keys(entry: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]]) -> s
     rows = []
     for key, value in entry["properties"].items():
         default = value.get("default")
+        default = ", ".join(default) if isinstance(default, list) else default
         said = "required" if key in entry.get("required", ()) else "" if default is None else f"`{word(default)}`"
         named = found.get(str(value.get("$ref", "")).rpartition("/")[2], {})
         rows.append((f"`{key}`", _kind(value), said, value.get("description") or named.get("description", "")))
@@ -112,6 +119,8 @@ def _kind(value: Mapping[str, Any]) -> str:
     union = value.get("anyOf") or value.get("oneOf")
     if union:
         return _either(list(dict.fromkeys(_kind(branch) for branch in union if branch.get("type") != "null")))
+    if "DataEntry" in str(value.get("additionalProperties")):
+        return f"by name: {_kind(value['additionalProperties'])}"
     if "additionalProperties" in value:
         return "[settings](../guide/settings.md) by name"
     if "enum" in value or "const" in value:

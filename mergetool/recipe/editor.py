@@ -26,7 +26,8 @@ def schema() -> dict[str, Any]:
     part = entries["WhereEntry"]["properties"]["part"]
     role = {"enum": list(roles())}
     part["anyOf"] = [role, {"type": "array", "items": role}]
-    for entry, shared in ((found, True), (entries["RuleEntry"], True), (entries["SourceEntry"], False)):
+    of_sources = (entries["SourceEntry"], entries["RuleSourceEntry"])
+    for entry, shared in ((found, True), (entries["RuleEntry"], True), *((entry, False) for entry in of_sources)):
         entry["properties"]["parameters"] = _parameters(entry["properties"]["parameters"], shared)
     return found
 

@@ -9,6 +9,7 @@ from pydantic import Discriminator, Field, PlainValidator, Tag, WithJsonSchema, 
 
 from mergetool.recipe.references import TAG, Reference, Strict, Text, wrong
 from mergetool.recipe.spelling import did_you_mean
+from mergetool.recipe.stages import AlignEntry, CalibrationEntry, CorrectEntry, TrainEntry
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 UNSUPPORTED = ("slices", "modules", "tokenizer", "chat_template", "override_architecture")
@@ -109,10 +110,18 @@ Parameters = dict[str, SettingEntry] | None
 
 
 class SourceEntry(Strict):
-    """A source and the parameters that are its own."""
+    """A source and what is its own: parameters and data."""
 
     model: Reference = Field(description="A folder or a Hub repository: `path`, `org/name@revision`.")
     parameters: Parameters = Field(None, description="Parameters of this source.")
+    data: Text | None = Field(None, description="The name of its own calibration data; absent: all data.")
+
+
+class RuleSourceEntry(Strict):
+    """A source and its parameters under a rule."""
+
+    model: Reference = Field(description="One of the recipe's models.")
+    parameters: Parameters = Field(None, description="Parameters of this source under the rule.")
 
 
 class WhereEntry(Strict):
@@ -135,7 +144,7 @@ class RuleEntry(Strict):
     where: WhereEntry
     merge_method: Text | None = Field(None, description="Another method; absent: the recipe's.")
     parameters: Parameters = Field(None, description="Parameters under this rule.")
-    models: list[SourceEntry] | None = Field(None, description="Parameters of single sources.")
+    models: list[RuleSourceEntry] | None = Field(None, description="Parameters of single sources.")
     keep: Reference | None = Field(None, description="Copy these tensors from this source.")
     drop: Annotated[bool, PlainValidator(_true), WithJsonSchema({"const": True})] | None = Field(
         None, description="Leave these tensors out."
@@ -163,3 +172,7 @@ class Document(Strict):
     seed: Annotated[int, Field(ge=0, lt=2**64)] = Field(0, description="Where random masks begin.")
     output: Text | None = Field(None, description="The folder to write, relative to the recipe's.")
     tokenizer_source: Reference | None = Field(None, description="`base`, or the source whose tokenizer it is.")
+    calibration: CalibrationEntry | None = Field(None, description="Data to measure or to train on.")
+    align: AlignEntry | None = Field(None, description="How the models are turned to face each other.")
+    correct: CorrectEntry | None = Field(None, description="What is put right after the merge.")
+    train: TrainEntry | None = Field(None, description="How a method that trains its coefficients does so.")

@@ -11,7 +11,9 @@ from typing import Any
 import yaml
 
 from mergetool.errors import Problem, RecipeError
+from mergetool.recipe.calibrated import examine_data, examine_stages
 from mergetool.recipe.combination import examine_combination, reported
+from mergetool.recipe.data import Align, Calibration, Correct, Data, Train
 from mergetool.recipe.draft import Draft
 from mergetool.recipe.entries import Document, RuleEntry
 from mergetool.recipe.names import examine_methods, examine_parameters, examine_roles, examine_sources
@@ -87,6 +89,7 @@ def _understand(draft: Draft, text: str, path: pathlib.Path | None) -> Recipe | 
         return None
     examine_roles(draft, document)
     examine_sources(draft, document)
+    examine_data(draft)
     for unclear in sorted(set(draft.unclear), reverse=True):
         draft.drop(unclear)
     if not known or draft.full:
@@ -95,6 +98,7 @@ def _understand(draft: Draft, text: str, path: pathlib.Path | None) -> Recipe | 
     document = Document.model_validate(draft.root.plain())
     recipe = _recipe(document, draft, text, path)
     examine_combination(draft, recipe)
+    examine_stages(draft, recipe)
     return replace(recipe, reported=reported(draft, recipe))
 
 
@@ -106,7 +110,7 @@ def _recipe(document: Document, draft: Draft, text: str, path: pathlib.Path | No
         merge_method=document.merge_method,
         base_model=None if reference is None else label(reference),
         models=tuple(
-            Source(label(entry.model), _settings(raw))
+            Source(label(entry.model), _settings(raw), entry.data)
             for entry, raw in zip(document.models, plain["models"], strict=True)
         ),
         parameters=_settings(plain),
@@ -122,7 +126,33 @@ def _recipe(document: Document, draft: Draft, text: str, path: pathlib.Path | No
         text=text,
         folder=None if path is None else path.parent,
         tree=draft.root,
+        **_stages(document),
     )
+
+
+def _stages(document: Document) -> dict[str, Any]:
+    """The four keys about data and about the stages around the merge, as arguments of a recipe."""
+    calibration, align, correct, train = document.calibration, document.align, document.correct, document.train
+    found: dict[str, Any] = {}
+    if calibration is not None:
+        entries = {name: {"path": e} if isinstance(e, str) else e.model_dump() for name, e in calibration.data.items()}
+        data = tuple(Data(name, **entries[name]) for name in sorted(entries))
+        found["calibration"] = Calibration(data, calibration.adapter)
+    if align is not None and align.method != "none":
+        reference = None if align.reference is None else label(align.reference)
+        groups: Any = tuple(align.groups)
+        names = tuple(dict.fromkeys(align.data or ()))
+        seed = document.seed if align.seed is None else align.seed
+        said = align.model_dump(exclude={"reference", "groups", "data", "seed"})
+        found["align"] = Align(reference=reference, groups=groups, data=names, seed=seed, **said)
+    if correct is not None and correct.method != "none":
+        found["correct"] = Correct(
+            data=tuple(dict.fromkeys(correct.data or ())), **correct.model_dump(exclude={"data"})
+        )
+    if train is not None:
+        seed = document.seed if train.seed is None else train.seed
+        found["train"] = Train(seed=seed, **train.model_dump(exclude={"seed"}))
+    return found
 
 
 def _settings(raw: dict[str, Any]) -> dict[str, Setting]:

@@ -75,6 +75,7 @@ def examine_sources(draft: Draft, document: Document) -> None:
     base = [] if document.base_model is None else [label(document.base_model)]
     known = dict.fromkeys([*labels, *base])
     _tokenizer(draft, document, known)
+    _reference(draft, document, known)
     for i, rule in enumerate(document.rules or ()):
         if rule.keep is not None and label(rule.keep) not in known:
             _stranger(draft, ("rules", i, "keep"), label(rule.keep), known)
@@ -114,6 +115,13 @@ def _tokenizer(draft: Draft, document: Document, known: Iterable[str]) -> None:
     draft.drop(path)
 
 
+def _reference(draft: Draft, document: Document, known: Iterable[str]) -> None:
+    reference = None if document.align is None else document.align.reference
+    if reference is not None and label(reference) not in known:
+        _stranger(draft, ("align", "reference"), label(reference), known)
+        draft.drop(("align", "reference"))
+
+
 def examine_parameters(draft: Draft, document: Document) -> None:
     """Report parameters that the methods do not have or not there, and values they do not take."""
     own = methods()[document.merge_method]
@@ -126,9 +134,9 @@ def examine_parameters(draft: Draft, document: Document) -> None:
         _level(draft, path, entry.parameters, everyone)
     for i, (rule, method) in enumerate(zip(rules, of_rules, strict=True)):
         _level(draft, ("rules", i, "parameters"), rule.parameters, [method])
-        for k, entry in enumerate(rule.models or ()):
+        for k, below in enumerate(rule.models or ()):
             path = ("rules", i, "models", k, "parameters")
-            _level(draft, path, entry.parameters, [method])
+            _level(draft, path, below.parameters, [method])
 
 
 def _level(draft: Draft, path: Path, settings: dict[str, Any] | None, allowed: list[Method]) -> None:

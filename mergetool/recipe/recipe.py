@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from mergetool.errors import Problem
 from mergetool.recipe.catalogue import methods
+from mergetool.recipe.data import Align, Calibration, Correct, Data, Train
 from mergetool.recipe.rules import Rule
-from mergetool.recipe.settings import UNSET, Setting, evaluate
+from mergetool.recipe.settings import UNSET, Condition, Setting, evaluate
 from mergetool.recipe.tree import Node, Path, Scalar
 from mergetool.recipe.usage import Usage
 
@@ -25,10 +26,12 @@ Level = tuple[Path, Mapping[str, Setting]]
 
 @dataclass(frozen=True)
 class Source:
-    """A model to merge and the parameters that are its own."""
+    """A model to merge and what is its own: parameters and data."""
 
     reference: str
     parameters: Mapping[str, Setting]
+    data: str | None = None
+    """The name of its own calibration data; None: it has none of its own, and all data are its."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,10 @@ class Recipe:
     reported: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
     """Parameters about which the text's problems say all there is to say; of none where it has no problems."""
     tree: Node = field(default_factory=lambda: Node({}, ""), repr=False, compare=False)
+    calibration: Calibration | None = None
+    align: Align | None = None
+    correct: Correct | None = None
+    train: Train | None = None
 
     def where(self, *path: str | int) -> str:
         """The ``file:line:column`` of what is at a path, or of what is nearest around it."""
@@ -100,6 +107,20 @@ class Recipe:
         if method.base == "ignored":
             return listed
         return tuple(reference for reference in listed if reference != self.base_model)
+
+    @property
+    def reference(self) -> str:
+        """The model whose order of units the others are put in: the one named, else the base, else the first."""
+        named = self.align.reference if self.align is not None else None
+        return named or self.base_model or self.models[0].reference
+
+    def data_of(self, reference: str) -> tuple[Data, ...]:
+        """The calibration data of a model: its own, or all where it has none of its own."""
+        if self.calibration is None:
+            return ()
+        at = self.positions.get(reference)
+        own = None if at is None else self.models[at].data
+        return self.calibration.named(() if own is None else (own,))
 
     def rule_for(self, name: str, part: Part, usage: Usage | None = None) -> Rule | None:
         """The first rule that matches a tensor."""
@@ -172,17 +193,23 @@ class Recipe:
     def canonical(self) -> dict[str, Any]:
         """What the recipe means, as stable plain data for digests: without its text, folder and output."""
         left_out = {"text", "folder", "tree", "output", "reported"}
+        stages = {"calibration", "align", "correct", "train"}
         return {
-            item.name: _plain(getattr(self, item.name))
+            item.name: _plain(value)
             for item in dataclasses.fields(self)
             if item.name not in left_out
+            and ((value := getattr(self, item.name)) is not None or item.name not in stages)
         }
 
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = dataclasses.fields(value)
-        return {item.name: _plain(getattr(value, item.name)) for item in fields if item.name != "path"}
+        found = {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+        if isinstance(value, Condition):
+            del found["path"]  # where it is written is not what it means
+        elif isinstance(value, Source) and value.data is None:
+            del found["data"]
+        return found
     if isinstance(value, Mapping):
         return {name: _plain(value[name]) for name in sorted(value)}
     if isinstance(value, tuple):

@@ -16,7 +16,8 @@ def wrong(what: str, fix: str = "") -> PydanticCustomError:
     return PydanticCustomError("ours", "{what}", {"what": what, "fix": fix})
 
 
-def _text_kind(value: Any) -> str:
+def text_kind(value: Any) -> str:
+    """The branch of a union that is either a text or a mapping."""
     return TAG + ("mapping" if isinstance(value, dict) else "text")
 
 
@@ -37,7 +38,7 @@ class PathEntry(Strict):
 
 
 PathReference = Annotated[
-    Annotated[Text, Tag(TAG + "text")] | Annotated[PathEntry, Tag(TAG + "mapping")], Discriminator(_text_kind)
+    Annotated[Text, Tag(TAG + "text")] | Annotated[PathEntry, Tag(TAG + "mapping")], Discriminator(text_kind)
 ]
 
 
@@ -60,7 +61,7 @@ class ReferenceEntry(Strict):
 
 Reference = Annotated[
     Annotated[Text, Tag(TAG + "text")] | Annotated[ReferenceEntry, Tag(TAG + "mapping")],
-    Discriminator(_text_kind),
+    Discriminator(text_kind),
 ]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mergetool.recipe import entries, references
+from mergetool.recipe import entries, references, stages
 from mergetool.recipe.catalogue import methods
 from mergetool.recipe.draft import MOST_PROBLEMS, Draft, title
 from mergetool.recipe.tree import Node, Path, shorten
@@ -22,6 +22,11 @@ _ENTRIES: dict[str, type[references.Strict]] = {
     "tokenizer_source": references.ReferenceEntry,
     "keep": references.ReferenceEntry,
     "lora": references.PathEntry,
+    "calibration": stages.CalibrationEntry,
+    "align": stages.AlignEntry,
+    "reference": references.ReferenceEntry,
+    "correct": stages.CorrectEntry,
+    "train": stages.TrainEntry,
 }
 _MUST_BE = {
     "model_type": "a mapping of names to values",
@@ -30,6 +35,7 @@ _MUST_BE = {
     "list_type": "a list",
     "string_type": "text",
     "int_type": "a whole number",
+    "bool_type": "true or false",
 }
 _INSTEAD = {
     "slices": "where its ranges cover all layers, list the models under `models` instead",
@@ -96,6 +102,10 @@ def _entry(draft: Draft, path: Path) -> type[references.Strict]:
     keys = [step for step in path if isinstance(step, str)]
     if not keys:
         return entries.Document
+    if keys[:2] == ["calibration", "data"]:
+        return stages.DataEntry
+    if keys == ["rules", "models"]:
+        return entries.RuleSourceEntry
     if keys[-1] == "model":
         return references.PathEntry if isinstance(path[-2], str) else references.ReferenceEntry
     return entries.ConditionEntry if "parameters" in keys else _ENTRIES.get(keys[-1], entries.ConditionEntry)

@@ -16,7 +16,7 @@ from mergetool.methods import METHODS
 from mergetool.recipe import load, read
 from mergetool.recipe.load import LARGEST
 
-from .full import FULL
+from .full import FULL, STAGES
 
 LINEAR = """
 models:
@@ -206,7 +206,7 @@ def test_anything_is_a_recipe_or_a_recipe_error(text):
             load(text)
 
 
-KEYS = st.sampled_from(["value", "filter", "model", "path", "part", "weight"])
+KEYS = st.sampled_from(["value", "filter", "model", "path", "part", "weight", "data", "method"])
 SCALARS = (
     st.none() | st.booleans() | st.integers(-2, 3) | st.floats() | st.sampled_from(["ties", "base", "mlp", "0-1", ""])
 )
@@ -217,11 +217,11 @@ VALUES = st.recursive(
 )
 
 
-@given(st.data())
-@settings(max_examples=300, deadline=1000)
-def test_any_value_anywhere_is_a_recipe_or_a_recipe_error(data):
+@given(st.data(), st.sampled_from([FULL, STAGES]))
+@settings(max_examples=400, deadline=1000)
+def test_any_value_anywhere_is_a_recipe_or_a_recipe_error(data, text):
     """Put arbitrary values at arbitrary places of a full recipe."""
-    tree = yaml.safe_load(FULL)
+    tree = yaml.safe_load(text)
     for _ in range(data.draw(st.integers(1, 3))):
         node = tree
         while isinstance(node, dict | list) and node:

@@ -9,16 +9,20 @@ import pytest
 from mergetool.recipe import load, read
 from mergetool.recipe.spelling import did_you_mean, nearest
 
-from .full import FULL
+from .full import FULL, STAGES
 
-NOT_OURS = {"int8_mask"}  # accepted for mergekit's sake, so no method has it to suggest
+NOT_OURS = {"int8_mask", "python", "talk", "mixed"}
+"""Accepted for mergekit's sake, so no method has it to suggest; and names that the recipe itself makes up."""
+RECIPES = {"full": FULL, "stages": STAGES}
+MEANING = {text: load(text).canonical() for text in RECIPES.values()}
 
 
 def keys():
-    for number, line in enumerate(FULL.splitlines(), 1):
-        for found in re.finditer(r"(?<![\w./])([a-z]\w*):(?= |$)", line):
-            if found[1] not in NOT_OURS:
-                yield pytest.param(number, found.start(1), found[1], id=f"{number}-{found[1]}")
+    for name, text in RECIPES.items():
+        for number, line in enumerate(text.splitlines(), 1):
+            for found in re.finditer(r"(?<![\w./])([a-z]\w*):(?= |$)", line):
+                if found[1] not in NOT_OURS:
+                    yield pytest.param(text, number, found.start(1), found[1], id=f"{name}-{number}-{found[1]}")
 
 
 def misspellings(word: str):
@@ -28,13 +32,9 @@ def misspellings(word: str):
     yield from (word[:i] + letter + word[i:] for i in range(len(word) + 1) for letter in "eqs")
 
 
-def test_the_recipe_is_right():
-    assert load(FULL).merge_method == "ties"
-
-
-@pytest.mark.parametrize(("line", "column", "word"), list(keys()))
-def test_one_problem_each(line, column, word):
-    lines = FULL.splitlines()
+@pytest.mark.parametrize(("text", "line", "column", "word"), list(keys()))
+def test_one_problem_each(text, line, column, word):
+    lines = text.splitlines()
     old = lines[line - 1]
     for other in dict.fromkeys(misspellings(word)):
         lines[line - 1] = old[:column] + other + old[column + len(word) :]
@@ -43,7 +43,7 @@ def test_one_problem_each(line, column, word):
         assert problems[0].where == f"<text>:{line}:{column + 1}"
         assert problems[0].fix == f"did you mean `{word}`?", other
         assert recipe is not None
-        assert recipe.canonical() == load(FULL).canonical()
+        assert recipe.canonical() == MEANING[text]
 
 
 def test_a_single_letter_left_out_is_one_problem_too():

@@ -1,0 +1,104 @@
+"""What a folder of facts holds, as a table or as data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mergetool.execute.fact_folder import Facts
+from mergetool.plan.columns import columns, plural
+
+_EXACT = 512
+"""Up to so many channels eigenvalues are computed; those of larger matrices are estimated."""
+_ROUNDS = 30
+
+
+def table(facts: Facts) -> str:
+    """The kind, what it was measured from, and a line for every tensor."""
+    data = as_json(facts)
+    made_of = [(key, json.dumps(value, ensure_ascii=False)) for key, value in data["made_of"].items()]
+    head = [("kind", data["kind"]), ("of", data["label"]), *made_of, ("tensors", f"{len(data['tensors']):,}")]
+    rows = [("tensor", "dtype", "shape", "")]
+    rows += [(t["name"], t["dtype"], "×".join(map(str, t["shape"])) or "scalar", _words(t)) for t in data["tensors"]]
+    lines = [str(facts.path), *columns(head), "", *columns(rows)]
+    if facts.aliases:
+        shared = sorted(facts.aliases.items())
+        lines += ["", f"{plural(len(shared), 'tensor')} with the facts of another:", *columns(shared)]
+    return "\n".join([*lines, *(f"note: {note}" for note in facts.notes)])
+
+
+def as_json(facts: Facts) -> dict[str, Any]:
+    """The same as plain data; keys are only ever added."""
+    tensors = []
+    for key, (_, entry) in sorted(facts.entries.items()):
+        name, _, field = key.rpartition(":")
+        numbers = _numbers(field, facts.get(name, field))
+        tensors.append({"name": key, "dtype": entry.dtype.name, "shape": list(entry.shape), "numbers": numbers})
+    return {
+        "path": str(facts.path),
+        "kind": facts.kind,
+        "label": facts.label,
+        "made_of": dict(facts.made_of),
+        "tensors": tensors,
+        "aliases": dict(facts.aliases),
+        "notes": list(facts.notes),
+    }
+
+
+def _words(tensor: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value:.4g}" for key, value in tensor["numbers"].items() if value is not None)
+
+
+def _numbers(field: str, values: NDArray[Any]) -> dict[str, float | None]:
+    """A few numbers that tell whether a fact is what it should be; None for what is not finite."""
+    if values.size == 0:
+        return {}
+    look: Callable[[NDArray[Any]], dict[str, float]] = _gram if field == "gram" else _range
+    return {key: float(value) if np.isfinite(value) else None for key, value in look(values).items()}
+
+
+def _range(values: NDArray[Any]) -> dict[str, float]:
+    if values.ndim == 0:
+        return {"value": float(values)}
+    return {"least": values.min(), "mean": values.mean(dtype=np.float64), "largest": values.max()}
+
+
+def _gram(values: NDArray[Any]) -> dict[str, float]:
+    """Trace and condition; of the experts' matrices in one tensor the sum and the worst."""
+    matrices = values.reshape(-1, *values.shape[-2:])
+    traces = [float(np.trace(matrix, dtype=np.float64)) for matrix in matrices]
+    used = [matrix for matrix, trace in zip(matrices, traces, strict=True) if trace > 0]
+    return {"trace": sum(traces), "condition": max(map(condition, used), default=np.inf)}
+
+
+def condition(gram: NDArray[Any]) -> float:
+    """The largest eigenvalue over the smallest of a positive semidefinite matrix; infinite where that is none.
+
+    Of a large matrix both are found by power iteration, and the quotient is too small rather than too large.
+    """
+    if len(gram) <= _EXACT:
+        values = np.linalg.eigvalsh(gram.astype(np.float64))
+        smallest, largest = float(values[0]), float(values[-1])
+    else:
+        largest = _largest(lambda x: gram @ x, len(gram))
+        smallest = largest - _largest(lambda x: largest * x - gram @ x, len(gram))
+    # Below this share of the largest, float32 cannot tell an eigenvalue from zero.
+    return largest / smallest if smallest > largest * len(gram) * 1e-8 else np.inf
+
+
+def _largest(product: Callable[[NDArray[Any]], NDArray[Any]], size: int) -> float:
+    """The largest eigenvalue of a positive semidefinite matrix, from below."""
+    x: NDArray[Any] = np.random.default_rng(0).standard_normal(size).astype(np.float32)
+    value = 0.0
+    for _ in range(_ROUNDS):
+        x /= np.linalg.norm(x)
+        y = product(x)
+        value = float(x @ y)
+        if not y.any():
+            break
+        x = y
+    return value

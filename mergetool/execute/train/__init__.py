@@ -1,0 +1,1 @@
+"""Training of merging coefficients on calibration data: DAM."""

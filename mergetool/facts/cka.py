@@ -1,0 +1,96 @@
+"""Centred kernel alignment of two models' activations: how alike their features are, whatever their basis.
+
+Two forms of linear CKA. By batches, from the unbiased estimator of HSIC (Song et al. 2012; Nguyen et al. 2021): with
+``K = XXᵀ`` and ``L = YYᵀ`` of ``m`` rows, zeros on their diagonals,
+
+    HSIC(K, L) = [Σ K∘L + (1ᵀK1)(1ᵀL1) / ((m-1)(m-2)) - 2/(m-2) · 1ᵀKL1] / (m(m-3)),
+
+summed over batches and divided at the end. In feature space, biased, for many more rows than channels:
+``‖YᵀX‖² / (‖XᵀX‖ ‖YᵀY‖)`` of centred features.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from mergetool.facts.statistics import State, accumulate_cross, empty_cross, varying
+
+FEWEST = 4
+"""Rows of a batch; the unbiased estimator needs them."""
+
+
+def unbiased_hsic(k: torch.Tensor, l: torch.Tensor) -> torch.Tensor:  # noqa: E741 - the letter of the papers
+    """The unbiased HSIC of two kernels ``[m, m]``, ``m`` at least :data:`FEWEST`; their diagonals count for nothing."""
+    m = len(k)
+    k, l = (each - torch.diag(each.diagonal()) for each in (k, l))  # noqa: E741
+    rows_k, rows_l = k.sum(1), l.sum(1)
+    whole = (k * l).sum() + rows_k.sum() * rows_l.sum() / ((m - 1) * (m - 2)) - 2 / (m - 2) * rows_k @ rows_l
+    return whole / (m * (m - 3))
+
+
+def empty_hsic(device: Any = "cpu") -> State:
+    """No batch yet."""
+    return {key: torch.zeros((), dtype=torch.float64, device=device) for key in ("xy", "xx", "yy", "count")}
+
+
+def accumulate_hsic(state: State, x: torch.Tensor, y: torch.Tensor) -> None:
+    """Add the HSICs of a batch of rows ``x [m, p]`` and ``y [m, q]``; one of fewer than four rows is left out."""
+    if len(x) < FEWEST:
+        return
+    k, l = (centred @ centred.T for centred in map(_centred, (x, y)))  # noqa: E741
+    for key, pair in (("xy", (k, l)), ("xx", (k, k)), ("yy", (l, l))):
+        state[key] += unbiased_hsic(*pair)
+    state["count"] += len(x)
+
+
+def finish_hsic(state: State) -> State:
+    """``cka``: float64 scalar, about 0 for unrelated features (below, by chance, at times) and 1 for equal ones.
+
+    It is 0 where a model's features are constant.
+    """
+    return {"cka": _ratio(state["xy"], state["xx"], state["yy"]), "count": state["count"].clone()}
+
+
+def empty_features(first: int, second: int, device: Any = "cpu") -> State:
+    """No rows yet of two models with so many channels."""
+    shapes = {"xy": (first, second), "xx": (first, first), "yy": (second, second)}
+    return {
+        f"{key}.{field}": value
+        for key, shape in shapes.items()
+        for field, value in empty_cross(*shape, device=device).items()
+    }
+
+
+def accumulate_features(state: State, x: torch.Tensor, y: torch.Tensor) -> None:
+    """Add rows ``x [n, first]`` and ``y [n, second]`` of the same tokens."""
+    for key, pair in (("xy", (x, y)), ("xx", (x, x)), ("yy", (y, y))):
+        accumulate_cross(_part(state, key), *pair)
+
+
+def finish_features(state: State) -> State:
+    """``cka``: the biased linear CKA, a float64 scalar between 0 and 1; 0 where features are constant."""
+    parts = {key: _part(state, key) for key in ("xy", "xx", "yy")}
+    xy, xx, yy = (
+        torch.where(varying(part, 1)[:, None] & varying(part, 2), part["products"], 0).square().sum()
+        for part in parts.values()
+    )
+    return {"cka": _ratio(xy, xx, yy), "count": state["xy.count"].clone()}
+
+
+def _part(state: State, key: str) -> State:
+    """The entries under one prefix; they are the same tensors, so what is added to them stays."""
+    return {name.removeprefix(f"{key}."): value for name, value in state.items() if name.startswith(f"{key}.")}
+
+
+def _centred(rows: torch.Tensor) -> torch.Tensor:
+    """The rows less their mean in float64, which changes no HSIC; zeros where only rounding would be left."""
+    values = rows.double()
+    centred = values - values.mean(0)
+    return centred * (centred.square().sum() > 1e-20 * values.square().sum())
+
+
+def _ratio(xy: torch.Tensor, xx: torch.Tensor, yy: torch.Tensor) -> torch.Tensor:
+    scale = (xx.clamp(min=0) * yy.clamp(min=0)).sqrt()
+    return torch.where(scale > 0, xy / scale, torch.zeros_like(xy))

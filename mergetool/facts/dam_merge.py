@@ -1,0 +1,108 @@
+"""A merged weight that torch can differentiate by its coefficients, with one source's weight in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from mergetool.errors import Problem, ShapeMismatch
+from mergetool.facts.dam import Slot
+
+
+class Weights(Protocol):
+    """A model's weights, read when asked for."""
+
+    def get(self, name: str) -> torch.Tensor:
+        """The weight of this name on disk, of any dtype, on any device."""
+
+
+@dataclass(frozen=True)
+class Reads:
+    """The weights that one merged weight is made of.
+
+    Attributes:
+        slot: its coefficients.
+        sources: the models whose weights, or deltas, are weighed.
+        base: the model that deltas are taken from; None for the form ``full``.
+        device: where the merged weight is made.
+        dtype: what it is made in.
+    """
+
+    slot: Slot
+    sources: Sequence[Weights]
+    base: Weights | None = None
+    device: torch.device | str = "cpu"
+    dtype: torch.dtype = torch.float32
+
+    def start(self) -> torch.Tensor | None:
+        """The base's weight, the caller's own to write to; None without a base."""
+        if self.base is None:
+            return None
+        return self._read(self.base, "the base").clone()
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        """Each source's weight, or its delta, one after the other.
+
+        Raises:
+            ShapeMismatch: a source has another shape than the slot.
+        """
+        base = self.start()
+        for number, source in enumerate(self.sources):
+            tensor = self._read(source, f"source {number}")
+            yield tensor if base is None else tensor - base
+
+    def _read(self, source: Weights, label: str) -> torch.Tensor:
+        tensor = source.get(self.slot.name)
+        if tuple(tensor.shape) != self.slot.shape:
+            what = f"has shape {tuple(tensor.shape)} in {label}, {self.slot.shape} expected"
+            raise ShapeMismatch(Problem(what, self.slot.name, "merge models of one architecture"))
+        return tensor.detach().to(self.device, self.dtype)
+
+
+class _Merged(torch.autograd.Function):  # type: ignore[misc]
+    """Nothing is saved for the backward pass but where the weights are: it reads them again."""
+
+    @staticmethod
+    def forward(ctx: Any, coefficients: torch.Tensor, reads: Reads) -> torch.Tensor:
+        ctx.reads = reads
+        slot, count = reads.slot, len(reads.sources)
+        factors = coefficients.to(reads.device, reads.dtype).reshape(slot.over_weight(count))
+        total = reads.start()
+        if total is None:
+            total = torch.zeros(slot.shape, device=reads.device, dtype=reads.dtype)
+        for factor, tensor in zip(factors, reads, strict=True):
+            total.addcmul_(tensor, factor)
+        ctx.like = coefficients.detach()
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, None]:
+        if not ctx.needs_input_grad[0]:
+            return None, None
+        slot, (gradient,) = ctx.reads.slot, gradients
+        # Of no axes at all torch would sum over every axis.
+        each = [(gradient * t).sum(slot.summed) if slot.summed else gradient * t for t in ctx.reads]
+        return torch.stack(each).to(ctx.like), None
+
+
+def merged(coefficients: torch.Tensor, reads: Reads) -> torch.Tensor:
+    """``W = sum_i W_i diag(c_i)``, or with a base ``W_0 + sum_i D_i diag(c_i)``, differentiable by ``c``.
+
+    With ``G = dL/dW`` the gradient of column j is ``dL/dc_i[j] = sum_o G[o, j] W_i[o, j]``. The sources are read once
+    for the forward and once for the backward pass, one at a time; of none is anything kept between the two.
+
+    Args:
+        coefficients: [sources, ...] as the slot says, float32 or float64 whatever the weights are.
+        reads: the weights, and the dtype and device of the result.
+
+    Raises:
+        ShapeMismatch: a weight or the coefficients do not have the shape that the slot says.
+    """
+    wanted = reads.slot.coefficients(len(reads.sources))
+    if tuple(coefficients.shape) != wanted:
+        raise ShapeMismatch(f"the coefficients have shape {tuple(coefficients.shape)}, not {wanted}", reads.slot.name)
+    result: torch.Tensor = _Merged.apply(coefficients, reads)
+    return result

@@ -1,0 +1,1 @@
+"""Models run whole, block by block and backwards."""

@@ -1,0 +1,105 @@
+"""What training keeps in memory: the merged model, and one tensor at a time of all that it is merged from."""
+
+import weakref
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+
+from mergetool.anatomy import Part  # noqa: E402
+from mergetool.execute.train.student import Student, hollow, same_names  # noqa: E402
+from mergetool.facts.dam import slots  # noqa: E402
+from mergetool.facts.dam_merge import Reads  # noqa: E402
+
+LAYERS, WIDTH, SOURCES = 12, 512, 4
+LAYER = WIDTH * WIDTH * 4  # bytes
+
+
+class Meter(TorchDispatchMode):
+    """The bytes of all tensors made while it is on, now and at most; views count once."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self.known = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (list, tuple)) else [result]:
+            if isinstance(tensor, torch.Tensor) and not tensor.is_meta:
+                self.note(tensor.untyped_storage())
+        return result
+
+    def note(self, storage):
+        key = storage._cdata
+        if key not in self.known:
+            self.known.add(key)
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self.drop, key, storage.nbytes())
+
+    def drop(self, key, size):
+        self.known.discard(key)
+        self.now -= size
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mlp = torch.nn.ModuleList([torch.nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(LAYERS)])
+
+    def forward(self, x):
+        for layer in self.mlp:
+            x = layer(x).tanh()
+        return x
+
+
+class Generated:
+    """Weights that exist only while somebody holds them."""
+
+    def __init__(self, seed):
+        self.seed = seed
+
+    def get(self, name):
+        maker = torch.Generator().manual_seed(hash((self.seed, int(name.split(".")[1]))))
+        return torch.randn(WIDTH, WIDTH, generator=maker) / WIDTH**0.5
+
+
+def peak_of(step):
+    """The peak of a step in layers, and the gradients it found."""
+    names = [f"mlp.{i}.weight" for i in range(LAYERS)]
+    parts = {name: Part("mlp.up", "mlp", i, LAYERS, 0.0, None, None, False) for i, name in enumerate(names)}
+    drawn = slots(parts, dict.fromkeys(names, (WIDTH, WIDTH)))
+    sources = [Generated(seed) for seed in range(SOURCES)]
+    values = {name: torch.full((SOURCES, WIDTH), 1 / SOURCES, requires_grad=True) for name in names}
+    torch.manual_seed(0)
+    x = torch.randn(2, WIDTH)
+    with Meter() as meter:
+        step(drawn, sources, values, x)
+    return meter.peak / LAYER, {name: value.grad for name, value in values.items()}
+
+
+def streamed(drawn, sources, values, x):
+    module = hollow(Net())
+    student = Student(module, same_names(module, list(values)), {s.name: Reads(s, sources) for s in drawn})
+    student.logits(student.weights(values.__getitem__), {"x": x}).square().sum().backward()
+
+
+def naive(drawn, sources, values, x):
+    for name, value in values.items():
+        stack = torch.stack([source.get(name) for source in sources])
+        x = (x @ (stack * value.unsqueeze(1)).sum(0).T).tanh()
+    x.square().sum().backward()
+
+
+@pytest.mark.slow
+def test_a_step_keeps_one_merged_model_and_a_few_tensors():
+    plain, wanted = peak_of(naive)
+    found, gradients = peak_of(streamed)
+    for name, gradient in gradients.items():
+        assert torch.allclose(gradient, wanted[name], rtol=1e-4, atol=1e-6)
+    # The gradients of all weights at once would be another model.
+    assert LAYERS <= found < 1.5 * LAYERS
+    assert plain > SOURCES * LAYERS
