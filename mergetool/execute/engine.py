@@ -11,7 +11,8 @@ from typing import Any
 
 from mergetool.errors import MergetoolError, NonFinite, Problem, RunError, SourceChanged
 from mergetool.execute.intact import spoilt
-from mergetool.execute.job import Facts, Outcome, work
+from mergetool.execute.job import NOTHING, Facts, Outcome, work
+from mergetool.execute.known import Known
 from mergetool.execute.locks import FACTS, LAYOUT
 from mergetool.execute.measure import FOLDER, measure_model
 from mergetool.execute.outlet import FileSink, Outlet
@@ -20,6 +21,7 @@ from mergetool.execute.sources import open_sources
 from mergetool.execute.staging import Staging
 from mergetool.execute.tiles import Sources, Stopped
 from mergetool.kernels.backend import Backend
+from mergetool.methods import METHODS
 from mergetool.plan import Job, Plan
 from mergetool.plan.build import digest
 from mergetool.storage.writer import Writer
@@ -32,16 +34,19 @@ BATCH_BYTES = 4 << 20
 """Small tensors go to a worker together until they have so many bytes: handing one over takes longer than merging."""
 
 
-def _batches(jobs: Iterable[Job]) -> Iterator[list[Job]]:
-    """Runs of neighbouring jobs for one worker; a large one stands alone."""
+def _batches(jobs: Iterable[Job], alone: Callable[[Job], bool]) -> Iterator[list[Job]]:
+    """Runs of neighbouring jobs for one worker."""
     batch: list[Job] = []
     room = BATCH_BYTES
     for job in jobs:
         room -= job.bytes_read
-        if batch and room < 0:
+        if batch and (room < 0 or alone(job)):
             yield batch
             batch, room = [], BATCH_BYTES - job.bytes_read
         batch.append(job)
+        if alone(job):
+            yield batch
+            batch, room = [], BATCH_BYTES
     if batch:
         yield batch
 
@@ -84,6 +89,7 @@ class Engine:
     backend: Backend
     progress: Progress
     allow_nonfinite: bool
+    known: Known = NOTHING
     resumed: int = 0
     bytes_read: int = 0
 
@@ -190,12 +196,12 @@ class Engine:
                         yield job, self._settle(job, outcome, sink)
 
         def done(batch: Sequence[tuple[Job, FileSink]], pool: Executor | None = None) -> list[Outcome]:
-            return [work(self.plan, job, sources, self.backend, facts, sink, pool) for job, sink in batch]
+            return [work(self.plan, job, sources, self.backend, facts, sink, pool, self.known) for job, sink in batch]
 
         try:
-            for jobs_at_once in _batches(jobs):
+            for jobs_at_once in _batches(jobs, self._alone):
                 batch = [(job, FileSink(outlet, *writers[job.name], self._advance(job))) for job in jobs_at_once]
-                if self.plan.memory.wide(jobs_at_once[0]):
+                if self._alone(jobs_at_once[0]):
                     yield from collect(0)
                     for (job, sink), outcome in zip(batch, done(batch, pool), strict=True):
                         yield job, self._settle(job, outcome, sink)
@@ -222,6 +228,10 @@ class Engine:
     def _read_ahead(self, jobs: Sequence[Job], sources: Sources) -> None:
         for read in (read for job in jobs for read in job.reads):
             sources.readers[read.source, read.tensor.file].advise(read.tensor.start, read.tensor.nbytes)
+
+    def _alone(self, job: Job) -> bool:
+        """Whether nothing else is worked on meanwhile: all share a wide job, and a whole matrix takes much memory."""
+        return self.plan.memory.wide(job) or bool(job.method and METHODS[job.method].reach == "matrix")
 
     def _advance(self, job: Job) -> Callable[[int], None]:
         """Tells the progress of the bytes written, and of those read for them."""

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mergetool.execute.buffers import typed
+from mergetool.execute.known import Known, Nothing, extra_tiles
+from mergetool.execute.matrix import solve
 from mergetool.execute.outlet import Sink
 from mergetool.execute.tiles import Inputs, Sources, tiles
 from mergetool.kernels.backend import Array, Backend, Layout
@@ -21,6 +23,9 @@ from mergetool.storage.digest import BLOCK_BYTES, block_digest, combine
 
 Facts = Mapping[tuple[str, str], tuple[float, ...]]
 """Measures of the whole model, by method and measure."""
+
+
+NOTHING = Nothing()
 
 
 @dataclass(frozen=True)
@@ -43,8 +48,9 @@ def bound(plan: Plan, job: Job) -> Bound:
 
 def layout(job: Job) -> Layout:
     """The dtypes of a job's tiles."""
-    base = METHODS[job.method].base == "required"
-    return Layout(base, tuple(read.tensor.dtype.name for read in job.reads), job.dtype.name)
+    method = METHODS[job.method]
+    dtypes = tuple(read.tensor.dtype.name for read in job.reads)
+    return Layout(method.base == "required", dtypes, job.dtype.name, tuple(method.facts))
 
 
 def deltas(plan: Plan, job: Job, sources: Sources, backend: Backend, pool: Executor | None) -> Deltas:
@@ -53,7 +59,14 @@ def deltas(plan: Plan, job: Job, sources: Sources, backend: Backend, pool: Execu
 
 
 def work(
-    plan: Plan, job: Job, sources: Sources, backend: Backend, facts: Facts, sink: Sink, pool: Executor | None = None
+    plan: Plan,
+    job: Job,
+    sources: Sources,
+    backend: Backend,
+    facts: Facts,
+    sink: Sink,
+    pool: Executor | None = None,
+    known: Known = NOTHING,
 ) -> Outcome:
     """Make one output tensor.
 
@@ -65,20 +78,26 @@ def work(
         facts: the measures of the whole model that the job needs.
         sink: takes the result.
         pool: the workers that share a wide job's tiles.
+        known: what was measured on data or trained ahead of the merge.
     """
     if not job.method:
         return _copy(plan, job, sources, sink, pool)
     fixed = bound(plan, job)
+    if METHODS[job.method].reach == "matrix":
+        seen = _Seen(sink)
+        bad = solve(plan, job, fixed, sources, known, seen)
+        return Outcome(combine(seen.digests), bad)
     over = tiles(plan, job, job.reads, sources, looks(fixed, job.facts), pool)
-    known = {name: facts[job.method, name] for name in job.facts}
+    ahead = {name: facts[job.method, name] for name in job.facts}
     shape = layout(job)
-    measured = measure(fixed, shape, job.size, over.visit, backend, known)
+    measured = measure(fixed, shape, job.size, over.visit, backend, ahead)
     kernel = combiner(fixed, shape, measured, backend)
 
     def make(start: int, inputs: Inputs) -> tuple[list[bytes], Counter[str]]:
         width = job.dtype.storage.itemsize
         raw = sink.take(start * width, inputs[0].size * width)
-        bad = _blame(plan, job, inputs, kernel(start, inputs, typed(raw, job.dtype.storage)))
+        extras = extra_tiles(known, job, shape.sources, start, start + inputs[0].size)
+        bad = _blame(plan, job, inputs, kernel(start, (*inputs, *extras), typed(raw, job.dtype.storage)))
         found = digests(raw)
         sink.put(start * width, raw)
         return found, bad
@@ -86,6 +105,23 @@ def work(
     pieces = sorted(over.visit(make), key=lambda piece: piece[0])
     total: Counter[str] = sum((bad for _, (_, bad) in pieces), Counter())
     return Outcome(combine([digest for _, (found, _) in pieces for digest in found]), dict(total))
+
+
+class _Seen:
+    """A sink that digests what goes by, in order."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self.digests: list[bytes] = []
+
+    def take(self, start: int, nbytes: int) -> Array:
+        """A buffer of the sink behind."""
+        return self._sink.take(start, nbytes)
+
+    def put(self, start: int, raw: Array) -> None:
+        """Digest it and pass it on."""
+        self.digests += digests(raw)
+        self._sink.put(start, raw)
 
 
 def digests(raw: Array) -> list[bytes]:

@@ -70,12 +70,16 @@ class NumpyArrays:
         return inside
 
     def _given(self, tensors: tuple[str, ...], layout: Layout, start: int, inputs: Any, keys: Any) -> dict[str, Any]:
-        wide = [self.load(raw, dtype) for raw, dtype in zip(inputs, layout.inputs, strict=True)]
+        count = len(layout.inputs)
+        wide = [self.load(raw, dtype) for raw, dtype in zip(inputs[:count], layout.inputs, strict=True)]
         given: dict[str, Any] = {"base": wide[0], "value": tuple(wide[layout.base :]), "wide": wide}
         if "delta" in tensors:
             given["delta"] = tuple(v - wide[0] for v in given["value"])
         if "chance" in tensors:
             given["chance"] = tuple(self.draws(int(key), start, start + len(wide[0])) for key in keys)
+        for n, name in enumerate(layout.extras):
+            first = count + n * layout.sources
+            given[name] = tuple(self.load(raw, "F32") for raw in inputs[first : first + layout.sources])
         return given
 
     def combine(

@@ -29,6 +29,8 @@ class Layout:
     inputs: tuple[str, ...]
     """The dtype of each input, the base first."""
     output: str = "F64"
+    extras: tuple[str, ...] = ()
+    """Tensor arguments besides the sources' own: float32 tiles that follow the inputs, for each one of every source."""
 
     @property
     def sources(self) -> int:
@@ -83,6 +85,6 @@ def blocks(size: int) -> int:
     return -(-size // BLOCK)
 
 
-def measure_names(tensors: tuple[str, ...]) -> tuple[str, ...]:
+def measure_names(tensors: tuple[str, ...], extras: tuple[str, ...] = ()) -> tuple[str, ...]:
     """Those of a text's positional arguments that are measures."""
-    return tuple(t for t in tensors if t not in ("base", "value", "delta", "chance"))
+    return tuple(t for t in tensors if t not in ("base", "value", "delta", "chance", *extras))

@@ -48,11 +48,15 @@ def _load_inputs(layout: Layout, tensors: tuple[str, ...], start: str = "start")
     if "chance" in tensors:
         draws = [f"draw(keys[{i}], u64({start} + k))" for i in range(layout.sources)]
         lines.append(f"chance = ({', '.join(draws)},)")
+    for n, name in enumerate(layout.extras):
+        places = [len(layout.inputs) + n * layout.sources + i for i in range(layout.sources)]
+        lines.append(f"{name} = ({', '.join(f'widen_F32(x{i}[k])' for i in places)},)")
     return lines
 
 
 def _unpack(layout: Layout) -> str:
-    return f"{', '.join(f'x{i}' for i in range(len(layout.inputs)))}, = inputs"
+    count = len(layout.inputs) + len(layout.extras) * layout.sources
+    return f"{', '.join(f'x{i}' for i in range(count))}, = inputs"
 
 
 READY = """
@@ -97,7 +101,7 @@ def combine(
         arguments: the parameters the text uses, scalars or tuples with one value for each source.
         layout: the dtypes.
     """
-    measures = measure_names(tensors)
+    measures = measure_names(tensors, layout.extras)
     text = HEAD.format(title=function.__name__) + _functions(function, layout.sources, arguments)
     text += COMBINE.format(
         arguments=", ".join((*measures, *arguments)),

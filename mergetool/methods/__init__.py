@@ -10,10 +10,13 @@
 
 from collections.abc import Mapping
 
+from mergetool.methods.dam import dam
 from mergetool.methods.dare import dare_linear, dare_ties
 from mergetool.methods.declare import Method, Parameter
+from mergetool.methods.fisher import fisher
 from mergetool.methods.linear import linear
 from mergetool.methods.passthrough import passthrough
+from mergetool.methods.regmean import regmean
 from mergetool.methods.slerp import slerp
 from mergetool.methods.task_arithmetic import task_arithmetic
 from mergetool.methods.ties import ties
@@ -27,6 +30,9 @@ METHODS: Mapping[str, Method] = {
         ties,
         dare_linear,
         dare_ties,
+        regmean,
+        fisher,
+        dam,
         passthrough,
     )
 }

@@ -63,10 +63,14 @@ def merge_tensors(
         float64, rounded once.
 
     Raises:
-        RecipeError: a parameter is unknown, missing or wrong, or the number of sources is.
+        RecipeError: a parameter is unknown, missing or wrong, the number of sources is, or the method needs more
+            than tensors.
         ShapeMismatch: the tensors' shapes differ.
     """
     chosen = _method(method)
+    if chosen.facts:
+        what = f"`{chosen.name}` needs what is measured on data or trained, and tensors alone do not tell"
+        raise RecipeError(what, fix="merge the models by a recipe with `calibration`")
     tensors = _tensors(tensors, base)
     given = [*([base] if base is not None and chosen.base == "required" else []), *tensors]
     problems = _count_problems(chosen, tensors, base)

@@ -192,6 +192,9 @@ class Method:
     most: int | None
     parameters: Mapping[str, Parameter]
     measures: Mapping[str, Measure]
+    facts: Mapping[str, str]
+    """What must be known of the models besides: argument → kind of fact. One for each weight of each source, or a
+    matrix for each source where the reach is ``matrix``."""
     tensors: tuple[str, ...]
     """The function's arguments before the star."""
     checks: Check
@@ -254,6 +257,7 @@ def method(
     fewest: int = 1,
     most: int | None = None,
     measures: Mapping[str, Measure] | None = None,
+    facts: Mapping[str, str] | None = None,
     checks: Check = _no_checks,
     differs: str = "",
     reach: Literal["coordinate", "row", "matrix"] = "coordinate",
@@ -268,6 +272,7 @@ def method(
         fewest: the fewest sources besides a required base.
         most: the most sources besides a required base.
         measures: what the function must know about the whole tensor or model, by argument name.
+        facts: what is measured on data or trained ahead of the merge, by argument name.
         checks: given all resolved parameters by argument name, says what does not go together.
         differs: where the method differs on purpose from its paper or from mergekit.
         reach: what of each source one result depends on.
@@ -289,6 +294,7 @@ def method(
             most=most,
             parameters={p.name: p for p in parameters},
             measures=dict(measures or {}),
+            facts=dict(facts or {}),
             tensors=tuple(a.name for a in arguments if a.kind is not a.KEYWORD_ONLY),
             checks=checks,
             differs=differs,

@@ -12,7 +12,7 @@ from mergetool.kernels.rounding import READABLE, WRITABLE
 from mergetool.methods import METHODS
 from mergetool.methods.declare import Cut, Method
 from mergetool.plan.faults import TENSOR, TENSORS, Faults, listed
-from mergetool.plan.passes import passes
+from mergetool.plan.passes import multiplies, passes
 from mergetool.plan.sources import place, references
 from mergetool.plan.work import Fate, Job, Read, Route, Source
 from mergetool.recipe import Recipe, Rule, Usage
@@ -135,6 +135,9 @@ class JobMaker:
         if parameters is None:
             return None
         reason = rule.title if rule is not None else ""
+        if method.reach == "matrix" and not multiplies(bare.part, present[0].tensor.shape):
+            reason = reason or f"{method.name} solves what multiplies inputs"
+            method, parameters = METHODS["linear"], {"weight": parameters["weight"], "normalize": True}
         stored = self._stored(bare, present[0].tensor)
         return replace(
             bare, shape=present[0].tensor.shape, dtype=stored, method=method.name, reads=tuple(present),

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from math import gcd
 
 from mergetool.errors import PlanError
+from mergetool.methods import METHODS
+from mergetool.plan.passes import inputs
 from mergetool.plan.work import Job, Memory
 
 INTERPRETER = 200 << 20
@@ -47,7 +49,15 @@ def fit(jobs: Sequence[Job], budget: int | None, workers: int | None) -> Memory:
     Raises:
         PlanError: the budget is too small even for one worker with the smallest tiles.
     """
-    budget = default_budget() if budget is None else budget
+    matrix = max((_bytes_of_matrices(job) for job in jobs), default=0)
+    budget = max(default_budget(), INTERPRETER + 2 * matrix) if budget is None else budget
+    if matrix and budget < INTERPRETER + matrix:
+        raise PlanError(
+            f"a memory budget of {budget >> 20} MiB is too small: the largest matrix takes "
+            f"{-(-(INTERPRETER + matrix) >> 20)} MiB to solve",
+            where="--memory",
+            fix=f"give `--memory {-(-(INTERPRETER + matrix) >> 20)}MiB` or more, or `keep` that tensor by a rule",
+        )
     widest = max((_bytes_per_coordinate(job) for job in jobs), default=1)
     results = WRITERS * max((-(-job.dtype.bits // 8) for job in jobs), default=1)  # being written, by coordinate
     counts = max((COUNTS * len(job.reads) for job in jobs if job.method), default=0)
@@ -80,7 +90,7 @@ def fit(jobs: Sequence[Job], budget: int | None, workers: int | None) -> Memory:
     largest = max((job.bytes_read for job in jobs), default=0)
     resident = max(0, min(share - tile * widest, PREFERRED_RESIDENT, largest))
     peak = INTERPRETER + needed(tile) + threads * resident
-    return Memory(budget, min(peak, budget), threads, tile, resident)
+    return Memory(budget, min(max(peak, INTERPRETER + matrix), budget), threads, tile, resident)
 
 
 def _bytes_per_coordinate(job: Job) -> int:
@@ -89,4 +99,13 @@ def _bytes_per_coordinate(job: Job) -> int:
     Where elements share bytes a tile is more of them: the least number that fills whole bytes, in place of each.
     """
     dtypes = [*(read.tensor.dtype for read in (*job.reads, *job.compare)), job.dtype]
-    return sum(dtype.bits // gcd(8, dtype.bits) for dtype in dtypes)
+    extras = 4 * len(job.reads) * len(METHODS[job.method].facts) if job.method else 0  # float32, one a source
+    return sum(dtype.bits // gcd(8, dtype.bits) for dtype in dtypes) + extras
+
+
+def _bytes_of_matrices(job: Job) -> int:
+    """What solving a job's matrix holds at once: three of its inputs' size squared, four of its own, in float64."""
+    if not job.method or METHODS[job.method].reach != "matrix":
+        return 0
+    stack = job.shape[0] if len(job.shape) > 2 else 1
+    return 8 * (3 * stack * inputs(job) ** 2 + 4 * job.size) + job.bytes_read

@@ -1,14 +1,27 @@
-"""How often a job goes over its sources, told from what its method declares."""
+"""How a job goes over its sources and what it holds of them, told from what its method declares."""
 
 from __future__ import annotations
 
+from mergetool.anatomy import Part
 from mergetool.facts import magnitude
+from mergetool.facts.dam import kind_of
 from mergetool.methods import METHODS
 from mergetool.methods.declare import Cut
 from mergetool.plan.work import Job
 
 CUT = 2
 """Finding a cut looks at a small sample, counts in one pass, and gathers in another; rarely it counts again."""
+
+
+def multiplies(part: Part, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor is a matrix that inputs are multiplied by, or a stack of them."""
+    return len(shape) >= 2 and kind_of(part) == "linear" and part.role != "embedding.patch"
+
+
+def inputs(job: Job) -> int:
+    """How many inputs the matrix of a job multiplies, at most: the longer of its axes, never the vocabulary's."""
+    first = len(job.shape) - 2
+    return max(size for axis, size in enumerate(job.shape) if axis >= first and axis != job.part.vocabulary_axis)
 
 
 def passes(job: Job) -> int:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from mergetool.kernels.random import draws, key
-from mergetool.methods import METHODS
 from mergetool.methods.bare import merge_tensors
+from methods.cases import BARE as METHODS
 
 BASE = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
 A = BASE + np.array([[4.0, -1.0], [2.0, 0.0]], np.float32)  # 5 1 5 4

@@ -155,7 +155,7 @@ def test_every_default_is_a_right_value(declaration):
 @pytest.mark.parametrize("declaration", METHODS.values(), ids=METHODS)
 def test_a_method_is_listed_by_its_name_and_takes_what_its_measures_are_called(declaration):
     assert METHODS[declaration.name] is declaration
-    known = {"base", "value", "delta", "chance", *declaration.measures}
+    known = {"base", "value", "delta", "chance", *declaration.measures, *declaration.facts}
     assert set(declaration.tensors) <= known
     assert set(declaration.measures) <= set(declaration.tensors)
     assert declaration.random == ("chance" in declaration.tensors)

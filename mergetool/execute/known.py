@@ -1,0 +1,92 @@
+"""What was measured, solved or trained ahead of the merge, as jobs see it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mergetool.methods import METHODS
+from mergetool.plan import Job
+
+
+@dataclass(frozen=True)
+class Extra:
+    """Numbers that go with the weights of one source's tensor.
+
+    Attributes:
+        values: one for each place along ``axes``.
+        axes: the axes of the tensor along which they differ, ascending; none for one number, all for one a weight.
+    """
+
+    values: NDArray[Any]
+    axes: tuple[int, ...]
+
+    def tile(self, shape: tuple[int, ...], start: int, stop: int) -> NDArray[np.float32]:
+        """The numbers of a run of coordinates of a tensor of this shape."""
+        if len(self.axes) == len(shape):
+            return np.ascontiguousarray(self.values.reshape(-1)[start:stop], np.float32)
+        if not self.axes:
+            return np.full(stop - start, self.values.reshape(()), np.float32)
+        if self.axes == (len(shape) - 1,):
+            first = start % shape[-1]
+            rows = -(-(first + stop - start) // shape[-1])
+            return np.tile(np.asarray(self.values, np.float32), rows)[first : first + stop - start]
+        places = np.unravel_index(np.arange(start, stop), shape)
+        return np.ascontiguousarray(self.values[tuple(places[axis] for axis in self.axes)], np.float32)
+
+
+@dataclass(frozen=True)
+class Gram:
+    """The inner products of the inputs that a source's weight has seen, summed over tokens.
+
+    Attributes:
+        values: float64 of shape [in, in], or [experts, in, in] for experts stacked in one tensor.
+        axis: the axis of the weight that runs over its inputs.
+    """
+
+    values: NDArray[np.float64]
+    axis: int
+
+
+class Known(Protocol):
+    """What is known about whole models when a job is worked on; ``source`` counts the job's sources, no base."""
+
+    def extra(self, job: Job, name: str, source: int) -> Extra | None:
+        """What the method's argument ``name`` is for a source; None where nothing is known of this tensor."""
+
+    def matrix(self, job: Job, name: str, source: int) -> Gram | None:
+        """The Gram matrix of a source's inputs; None where the tensor multiplies none."""
+
+
+class Nothing:
+    """Nothing was measured: for recipes whose methods need no facts."""
+
+    def extra(self, job: Job, name: str, source: int) -> Extra | None:
+        """Nothing."""
+        return None
+
+    def matrix(self, job: Job, name: str, source: int) -> Gram | None:
+        """Nothing."""
+        return None
+
+
+OTHERWISE: Mapping[str, Callable[[int], float]] = {
+    "coefficients": lambda sources: 1 / sources,
+    "squared_gradients": lambda sources: 1.0,
+}
+"""The number that every weight of a tensor gets of which nothing is known: what makes the plain mean."""
+
+
+def extra_tiles(known: Known, job: Job, sources: int, start: int, stop: int) -> tuple[NDArray[np.float32], ...]:
+    """The tiles that a job's kernel takes besides its sources': for each fact one for each source."""
+    tiles = []
+    for name, kind in METHODS[job.method].facts.items():
+        for source in range(sources):
+            found = known.extra(job, name, source)
+            found = found or Extra(np.array(OTHERWISE[kind](sources)), ())
+            tiles.append(found.tile(job.shape, start, stop))
+    return tuple(tiles)
