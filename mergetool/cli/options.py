@@ -40,7 +40,7 @@ device = click.option(
     callback=sizes.device,
     default="cpu",
     show_default=True,
-    help="Where to compute: cpu, cuda or cuda:N.",
+    help="Where to compute: cpu, cuda, cuda:N, or several as cuda:0,cuda:1.",
 )
 force = click.option("--force", is_flag=True, help="Replace an output folder that another recipe made.")
 quiet = click.option("--quiet", is_flag=True, help="Show no progress and print nothing at the end but notes.")

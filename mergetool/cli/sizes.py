@@ -40,8 +40,8 @@ def size(context: click.Context, option: click.Parameter, value: str | None) -> 
 
 def device(context: click.Context, option: click.Parameter, value: str) -> str:
     """The callback of an option that is a device."""
-    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", value):
-        raise click.BadParameter(f"{value!r} is no device; write cpu, cuda or cuda:1", context, option)
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?(,cuda:\d{1,3})*", value):
+        raise click.BadParameter(f"{value!r} is no device; write cpu, cuda, cuda:1 or cuda:0,cuda:1", context, option)
     return value
 
 

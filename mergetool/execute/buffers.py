@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,14 @@ def aligned(nbytes: int) -> Bytes:
 
 
 class Arena(threading.local):
-    """A worker's own buffer, cut anew for each tile or tensor; grows to the largest wanted and stays."""
+    """A worker's own buffer, cut anew for each tile or tensor; grows to the largest wanted and stays.
 
-    def __init__(self) -> None:
+    Args:
+        allocate: makes a buffer that begins with a page.
+    """
+
+    def __init__(self, allocate: Callable[[int], Bytes] = aligned) -> None:
+        self._allocate = allocate
         self._buffer = aligned(0)
 
     def take(self, sizes: Sequence[int]) -> list[Bytes]:
@@ -32,7 +37,7 @@ class Arena(threading.local):
         rounded = [-(-size // PAGE) * PAGE for size in sizes]
         if sum(rounded) > self._buffer.nbytes:
             self._buffer = aligned(0)  # let go of the old one first
-            self._buffer = aligned(sum(rounded))
+            self._buffer = self._allocate(sum(rounded))
         starts = np.cumsum([0, *rounded])
         return [self._buffer[start : start + size] for start, size in zip(starts, sizes, strict=False)]
 

@@ -1,22 +1,79 @@
-"""Where kernels run: the CPU, or a GPU through torch."""
+"""Where kernels run: the CPU, or one or several GPUs through torch; and the memory that each likes to be fed from."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Sequence
+from itertools import cycle
+from typing import Any
+
 from mergetool.errors import PlanError
-from mergetool.kernels.backend import Backend, compiled
+from mergetool.execute.buffers import Bytes, aligned
+from mergetool.kernels.backend import THRESHOLDS, Backend, Layout, Text, compiled
+
+Kernel = Callable[..., Any]
+
+
+class Several:
+    """Backends side by side: every worker has one of them for good, so jobs are dealt out and not tiles.
+
+    Args:
+        backends: they compute the same bytes.
+    """
+
+    def __init__(self, backends: Sequence[Backend]) -> None:
+        self._deal = cycle(range(len(backends)))
+        self._backends = backends
+        self._own = threading.local()
+        self._guard = threading.Lock()
+
+    def _mine(self) -> int:
+        """The backend of the worker that asks."""
+        if not hasattr(self._own, "place"):
+            with self._guard:
+                self._own.place = next(self._deal)
+        place: int = self._own.place
+        return place
+
+    def _each(self, make: Callable[[Backend], Kernel]) -> Kernel:
+        kernels = [make(backend) for backend in self._backends]
+        return lambda *arguments: kernels[self._mine()](*arguments)
+
+    def combine(self, text: Text, tensors: tuple[str, ...], arguments: tuple[str, ...], layout: Layout) -> Kernel:
+        """As :meth:`mergetool.kernels.backend.Backend.combine`."""
+        return self._each(lambda backend: backend.combine(text, tensors, arguments, layout))
+
+    def sums(
+        self, text: Text, tensors: tuple[str, ...], arguments: tuple[str, ...], layout: Layout, terms: int
+    ) -> Kernel:
+        """As :meth:`mergetool.kernels.backend.Backend.sums`."""
+        return self._each(lambda backend: backend.sums(text, tensors, arguments, layout, terms))
+
+    def above(self, layout: Layout, count: int = THRESHOLDS) -> Kernel:
+        """As :meth:`mergetool.kernels.backend.Backend.above`."""
+        return self._each(lambda backend: backend.above(layout, count))
+
+    def between(self, layout: Layout) -> Kernel:
+        """As :meth:`mergetool.kernels.backend.Backend.between`."""
+        return self._each(lambda backend: backend.between(layout))
 
 
 def backend_for(device: str) -> Backend:
     """Where a device's kernels run: ``cpu`` is compiled, ``torch:cpu`` the GPU's code on the CPU.
 
+    Several devices stand between commas: ``cuda:0,cuda:1``.
+
     Raises:
         PlanError: there is no such device.
     """
+    names = [name.strip() for name in device.split(",")]
+    if len(names) > 1:
+        return Several([backend_for(name) for name in names])
     if device == "cpu":
         return compiled()
     name = device.removeprefix("torch:")
     if name.split(":")[0] not in ("cuda", "cpu"):
-        raise PlanError(f"there is no device `{device}`", "--device", "use cpu, cuda or cuda:<number>")
+        raise PlanError(f"there is no device `{device}`", "--device", "use cpu, cuda, cuda:<number> or cuda:0,cuda:1")
     import torch
 
     if name.startswith("cuda"):
@@ -28,3 +85,20 @@ def backend_for(device: str) -> Backend:
     from mergetool.kernels.torch_arrays import TorchArrays
 
     return TorchArrays(name)
+
+
+def memory_for(device: str) -> Callable[[int], Bytes]:
+    """What makes the buffers that tiles are read into and results written from.
+
+    For a GPU they are pinned: the card copies out of them and into them by itself while the worker's neighbour
+    computes, and the disk reads and writes them directly all the same, since they begin with a page.
+    """
+    if not any(name.strip().startswith("cuda") for name in device.split(",")):
+        return aligned
+    import torch
+
+    def pinned(nbytes: int) -> Bytes:
+        buffer: Bytes = torch.empty(max(nbytes, 1), dtype=torch.uint8, pin_memory=True).numpy()[:nbytes]
+        return buffer
+
+    return pinned

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from mergetool.errors import MergetoolError, NonFinite, Problem, RunError, SourceChanged
+from mergetool.execute.buffers import Bytes, aligned
 from mergetool.execute.intact import spoilt
 from mergetool.execute.job import NOTHING, Facts, Outcome, work
 from mergetool.execute.known import Known
@@ -90,15 +91,19 @@ class Engine:
     progress: Progress
     allow_nonfinite: bool
     known: Known = NOTHING
+    allocate: Callable[[int], Bytes] = aligned
+    """Makes the buffers; see :func:`mergetool.execute.devices.memory_for`."""
     resumed: int = 0
     bytes_read: int = 0
 
     def run(self) -> dict[str, Outcome]:
         """Measure and merge; what every tensor came to, by name."""
         self._unchanged()
-        with open_sources(self.plan) as sources, contextlib.ExitStack() as stack:
+        with open_sources(self.plan, allocate=self.allocate) as sources, contextlib.ExitStack() as stack:
             writers = self._writers(stack)
-            outlet = stack.enter_context(Outlet(self._largest_piece(), self.plan.memory.workers, sources.stop))
+            outlet = stack.enter_context(
+                Outlet(self._largest_piece(), self.plan.memory.workers, sources.stop, self.allocate)
+            )
             pool = stack.enter_context(ThreadPoolExecutor(self.plan.memory.workers, "mergetool"))
             stack.callback(sources.stop.set)
             left = self._left(pool)

@@ -50,14 +50,17 @@ class Outlet(ThreadPoolExecutor):
         nbytes: of the largest piece.
         workers: how many threads fill buffers; there is one for each of them and for each writer.
         stop: set when the run is given up.
+        allocate: makes a buffer that begins with a page.
     """
 
-    def __init__(self, nbytes: int, workers: int, stop: threading.Event) -> None:
+    def __init__(
+        self, nbytes: int, workers: int, stop: threading.Event, allocate: Callable[[int], Bytes] = aligned
+    ) -> None:
         super().__init__(WRITERS, "mergetool-write")
         self._stop = stop
         self._free: queue.LifoQueue[Bytes] = queue.LifoQueue()  # the last one used is the likeliest to be in a cache
         for _ in range(workers + WRITERS):
-            self._free.put(aligned(nbytes + PAGE))
+            self._free.put(allocate(nbytes + PAGE))
 
     def take(self) -> Bytes:
         """A free buffer, when there is one.

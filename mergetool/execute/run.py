@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mergetool.errors import OutputRefused, RunError
-from mergetool.execute.devices import backend_for
+from mergetool.execute.devices import backend_for, memory_for
 from mergetool.execute.engine import Engine
 from mergetool.execute.job import Outcome, work
 from mergetool.execute.measure import FOLDER, measure_model
@@ -46,7 +46,7 @@ def run(
     Args:
         plan: what :func:`mergetool.build` returned.
         output: the folder to make; by default the plan's.
-        device: ``cpu``, or ``cuda``, ``cuda:1``, … through torch.
+        device: ``cpu``, or ``cuda``, ``cuda:1``, ``cuda:0,cuda:1``, … through torch.
         force: replace an output folder that is not ours or of another recipe.
         allow_nonfinite: write NaNs and infinities instead of stopping at the first tensor that has any.
         progress: told of every byte; by default nobody is.
@@ -67,7 +67,9 @@ def run(
     began = time.monotonic()
     with staging(plan, target) as stage:
         room(plan, target, stage)
-        engine = Engine(fetched(plan), plan.jobs, stage, backend, progress or Quiet(), allow_nonfinite)
+        engine = Engine(
+            fetched(plan), plan.jobs, stage, backend, progress or Quiet(), allow_nonfinite, allocate=memory_for(device)
+        )
         outcomes = engine.run()
         report = complete(engine.plan, stage, target, outcomes, began, force)
     return replace(report, plan=plan, resumed=engine.resumed, bytes_read=engine.bytes_read)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from mergetool.checkpoint.checkpoint import fetch
-from mergetool.execute.buffers import Arena
+from mergetool.execute.buffers import Arena, Bytes, aligned
 from mergetool.execute.tiles import Sources
 from mergetool.plan import Plan
 from mergetool.storage.reader import Reader
@@ -27,8 +27,13 @@ def fetched(plan: Plan) -> Plan:
 
 
 @contextlib.contextmanager
-def open_sources(plan: Plan) -> Iterator[Sources]:
-    """Open every file that a plan's jobs read."""
+def open_sources(plan: Plan, *, allocate: Callable[[int], Bytes] = aligned) -> Iterator[Sources]:
+    """Open every file that a plan's jobs read.
+
+    Args:
+        plan: the plan.
+        allocate: makes the workers' buffers.
+    """
     with contextlib.ExitStack() as stack:
         readers: dict[tuple[int, str], Reader] = {}
         for job in plan.jobs:
@@ -38,4 +43,4 @@ def open_sources(plan: Plan) -> Iterator[Sources]:
                     checkpoint = plan.sources[read.source].checkpoint
                     reader = Reader(checkpoint.file(key[1]), checkpoint.headers.get(key[1]))
                     readers[key] = stack.enter_context(reader)
-        yield Sources(readers, Arena(), threading.Event())
+        yield Sources(readers, Arena(allocate), threading.Event())

@@ -6,6 +6,7 @@ Both compute in float64 like the compiled kernels, operation by operation, so al
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from types import FunctionType
 from typing import Any
 
@@ -33,6 +34,10 @@ class NumpyArrays:
     """Whole tiles in NumPy: the oracle's reading of a text."""
 
     names: dict[str, Any] = {name: getattr(language, name) for name in language.NAMES}  # noqa: RUF012 - constant
+
+    def lane(self) -> AbstractContextManager[Any]:
+        """What a worker's kernels run in."""
+        return nullcontext()
 
     def load(self, raw: Array, dtype: str) -> Any:
         """A raw tile as float64."""
@@ -89,7 +94,7 @@ class NumpyArrays:
         bound = bind(text, self.names)
 
         def run(start: int, inputs: Any, out: Array, keys: Any, *rest: Any) -> int:
-            with np.errstate(all="ignore"):
+            with np.errstate(all="ignore"), self.lane():
                 given = self._given(tensors, layout, start, inputs, keys)
                 named = dict(zip([t for t in tensors if t not in given and t != "delta"], rest, strict=False))
                 values = rest[len(named) :]
@@ -109,7 +114,7 @@ class NumpyArrays:
         bound = bind(text, self.names)
 
         def run(start: int, inputs: Any, partial: Array, keys: Any, *values: Any) -> None:
-            with np.errstate(all="ignore"):
+            with np.errstate(all="ignore"), self.lane():
                 given = self._given(tensors, layout, start, inputs, keys)
                 results = bound(*(given[t] for t in tensors), **dict(zip(arguments, values, strict=True)))
                 for i, term in enumerate(results):
@@ -121,15 +126,16 @@ class NumpyArrays:
         """The bits of each source's magnitudes."""
         wide = [self.load(raw, dtype) for raw, dtype in zip(inputs, layout.inputs, strict=True)]
         for i, value in enumerate(wide[1:]):
-            with np.errstate(all="ignore"):
+            with np.errstate(all="ignore"), self.lane():
                 yield i, self.magnitude_bits(value - wide[0])
 
     def above(self, layout: Layout, count: int = THRESHOLDS) -> Callable[..., None]:
         """As :meth:`mergetool.kernels.backend.Backend.above`."""
 
         def run(inputs: Any, thresholds: Array, counts: Array) -> None:
-            for i, bits in self._magnitudes(layout, inputs):
-                counts[i] += [self.reaching(bits, int(threshold)) for threshold in thresholds[i]]
+            with self.lane():
+                for i, bits in self._magnitudes(layout, inputs):
+                    counts[i] += [self.reaching(bits, int(threshold)) for threshold in thresholds[i]]
 
         return run
 
@@ -137,9 +143,10 @@ class NumpyArrays:
         """As :meth:`mergetool.kernels.backend.Backend.between`."""
 
         def run(inputs: Any, low: Array, high: Array, found: Array, used: Array) -> None:
-            for i, bits in self._magnitudes(layout, inputs):
-                inside = self.gathered(bits, int(low[i]), int(high[i]))[: found.shape[1] - used[i]]
-                found[i, used[i] : used[i] + len(inside)] = inside
-                used[i] += len(inside)
+            with self.lane():
+                for i, bits in self._magnitudes(layout, inputs):
+                    inside = self.gathered(bits, int(low[i]), int(high[i]))[: found.shape[1] - used[i]]
+                    found[i, used[i] : used[i] + len(inside)] = inside
+                    used[i] += len(inside)
 
         return run

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -69,6 +71,16 @@ class TorchArrays(NumpyArrays):
 
     def __init__(self, device: str) -> None:
         self.device = torch.device(device)
+        self._own = threading.local()
+
+    def lane(self) -> AbstractContextManager[Any]:
+        """A stream of each worker's own: what one copies in and out goes on while another's kernels run."""
+        if self.device.type != "cuda":
+            return nullcontext()
+        if not hasattr(self._own, "stream"):
+            self._own.stream = torch.cuda.Stream(self.device)
+        lane: AbstractContextManager[Any] = torch.cuda.stream(self._own.stream)
+        return lane
 
     def load(self, raw: Array, dtype: str) -> torch.Tensor:
         """Copy a raw tile to the device and widen it there."""
@@ -83,7 +95,8 @@ class TorchArrays(NumpyArrays):
             narrowed = torch.where(values.isnan(), _QUIET[dtype], bits)  # torch's own NaN differs by device
         else:
             narrowed = values.to(_TORCH[dtype])
-        out.view(_SIGNED[out.itemsize])[...] = narrowed.cpu().numpy()
+        place = torch.from_numpy(out.view(_SIGNED[out.itemsize]))
+        place.copy_(narrowed.view(place.dtype))  # waits for the worker's own stream only
         return ~(values.abs() < OVERFLOW[dtype])
 
     def infinite(self, values: torch.Tensor) -> torch.Tensor:

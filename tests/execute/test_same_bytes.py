@@ -92,11 +92,12 @@ def test_a_whole_model_of_several_tiles_is_the_oracles(folder, tmp_path, monkeyp
             np.testing.assert_array_equal(found, merged[name])
 
 
+@pytest.mark.parametrize("device", ["torch:cpu", "torch:cpu,torch:cpu", "cpu,torch:cpu"])
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_the_gpus_code_gives_the_bytes_of_the_compiled_code(folder, tmp_path, recipe):
+def test_the_gpus_code_gives_the_bytes_of_the_compiled_code(folder, tmp_path, recipe, device):
     plan = planned(folder, RECIPES[recipe])
     run(plan, tmp_path / "merged")
-    run(plan, tmp_path / "other", device="torch:cpu")
+    run(plan, tmp_path / "other", device=device)
     assert contents(tmp_path / "other") == contents(tmp_path / "merged")
 
 
