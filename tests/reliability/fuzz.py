@@ -197,12 +197,12 @@ def checker(target: str, folder: Path) -> Callable[[bytes], None]:
     """What feeds one input; anything but our own errors comes out."""
 
     def check(content: bytes) -> None:
-        began = time.perf_counter()
+        began = time.process_time()  # others may be busy on this machine
         if target == "header":
             read_header_of(content, folder / "fuzzed.safetensors")
         else:
             load_recipe_of(content)
-        if (took := time.perf_counter() - began) > SLOWEST:
+        if (took := time.process_time() - began) > SLOWEST:
             raise Finding(f"took {took:.1f} seconds")
 
     return check
