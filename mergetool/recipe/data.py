@@ -101,14 +101,14 @@ class Train:
 
     steps: int = 200
     """Steps of AdamW, at most."""
-    learning_rate: float = 1e-2
+    learning_rate: float = 0.1
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     """How the rate falls after the warm-up."""
     warmup: float = 0.05
     """The share of the steps in which the rate rises."""
     clip: float = 1.0
     """The largest norm of a step's gradient; 0 is no limit."""
-    batch_tokens: int = 2048
+    batch_tokens: int = 1024
     """Tokens of one step, shared evenly by the models' data."""
     topk: int = 64
     """So many logits of a teacher are kept for each token, and the rest count as one; 0 keeps all."""
