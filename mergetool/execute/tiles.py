@@ -93,15 +93,29 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Held(Tiles):
-    """The same over a tensor that is read whole and kept in the worker's arena until the job is done."""
+    """The same over a tensor that is kept in the worker's arena until the job is done.
 
-    inputs: Inputs = ()
+    A tile is read when it is first gone over, so that whoever asked for it finds it in a nearby cache.
+    """
+
+    buffers: Sequence[Array] = ()
+    there: set[int] = field(default_factory=set)
+    """The first coordinates of the tiles that are held already."""
 
     def visit(self, do: Callable[[int, Inputs], R], share: float = 1.0) -> Iterator[tuple[int, R]]:
         """Call ``do`` on each tile of what is held, or on a share of it."""
         for start in range(0, self.size, self.tile):
             stop = start + portion(min(self.tile, self.size - start), share)
-            yield start, do(start, tuple(x[start:stop] for x in self.inputs))
+            places = [
+                buffer[start * read.tensor.dtype.bits // 8 : -(-stop * read.tensor.dtype.bits // 8)]
+                for read, buffer in zip(self.reads, self.buffers, strict=True)
+            ]
+            if start not in self.there:
+                self.sources.load(self.reads, start, stop, places)
+                if share == 1.0:
+                    self.there.add(start)
+            inputs = tuple(typed(x, read.tensor.dtype.storage) for read, x in zip(self.reads, places, strict=True))
+            yield start, do(start, inputs)
 
 
 def tiles(plan: Plan, job: Job, reads: Sequence[Read], sources: Sources, hold: bool, pool: Executor | None) -> Tiles:
@@ -121,4 +135,4 @@ def tiles(plan: Plan, job: Job, reads: Sequence[Read], sources: Sources, hold: b
     if not hold or job.bytes_read > plan.memory.resident or pool is not None:
         return Tiles(sources, reads, size, tile, pool)
     buffers = sources.arena.take([read.tensor.nbytes for read in reads])
-    return Held(sources, reads, size, tile, None, sources.load(reads, 0, size, buffers))
+    return Held(sources, reads, size, tile, None, buffers)

@@ -31,7 +31,7 @@ LARGEST_GATHER = 1 << 17
 """Magnitudes of a source gathered at once, at most."""
 CHEAP_GATHER = 1 << 12
 """So few that gathering them always beats counting again."""
-SPREAD = (-5.0, -2.5, -0.5, 0.0, 0.5, 2.5, 5.0)
+SPREAD = (-5.0, -1.5, -0.5, 0.0, 0.5, 1.5, 5.0)
 """Where thresholds lie around the guess, in standard deviations of a sample's quantile."""
 MIDDLE = SPREAD.index(0.0)
 TIED = slice(1, -1)
@@ -89,6 +89,8 @@ class _Search:
     """What the sample has at the places of SPREAD around the quantile; nothing once it was asked."""
     tied: bool = False
     """Whether the sample's quantile is probably the cut itself."""
+    sample: Bits | None = None
+    """Kept for a second question: which magnitudes that many have lie between low and high."""
 
     def __post_init__(self) -> None:
         self.reach = self.size
@@ -101,7 +103,7 @@ class _Search:
     @property
     def few(self) -> bool:
         """Whether so few are left that gathering them is cheaper than counting again."""
-        return self.reach - self.above <= min(max(CHEAP_GATHER, self.size >> 8), LARGEST_GATHER)
+        return self.reach - self.above <= min(max(CHEAP_GATHER, self.size >> 7), LARGEST_GATHER)
 
     def ask(self, sample: Bits) -> None:
         """Look where in a sample the cut should be."""
@@ -110,7 +112,7 @@ class _Search:
         from_above = np.clip([middle + step * deviation for step in SPREAD], 0, len(sample) - 1).astype(int)
         places = len(sample) - 1 - from_above
         found = np.partition(sample, sorted(set(places.tolist())))[places]
-        self.sampled = tuple(found.tolist())
+        self.sampled, self.sample = tuple(found.tolist()), sample
         self.tied = len(set(self.sampled[TIED])) == 1
 
     def guesses(self, count: int) -> Bits:
@@ -121,10 +123,25 @@ class _Search:
         elif self.sampled:
             values = [*self.sampled, self.sampled[MIDDLE] + 1]
             self.sampled, self.tied = (), False
+        elif self.sample is not None and len(common := self._common(self.sample)):
+            values = [value for each in common.tolist() for value in (each, each + 1)]
+            values += [values[-1]] * (count - len(values))
+            self.sample = None
         else:
             values = [self.low + (self.high - self.low) * i // (count + 1) for i in range(1, count + 1)]
         inside = [min(max(value, self.low + 1), self.high - 1) for value in values]
         return np.array(inside, np.uint32)
+
+    def _common(self, sample: Bits) -> Bits:
+        """The magnitudes of a sample between low and high that are nearest to where the cut should be; at most four."""
+        inside = sample[(sample >= self.low) & (sample < self.high)]
+        if not len(inside):
+            return inside
+        place = int(len(inside) * (1 - (self.rank - self.above) / max(self.reach - self.above, 1)))
+        likely = np.partition(inside, min(place, len(inside) - 1))[min(place, len(inside) - 1)]
+        distinct = np.unique(inside)
+        first = max(int(np.searchsorted(distinct, likely)) - 1, 0)
+        return distinct[first : first + THRESHOLDS // 2]
 
     def learn(self, thresholds: Bits, counts: Counts) -> None:
         """Move low and high to the nearest thresholds."""
