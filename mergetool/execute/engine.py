@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from mergetool.anatomy import Turning
 from mergetool.errors import MergetoolError, NonFinite, Problem, RunError, SourceChanged
 from mergetool.execute.intact import spoilt
 from mergetool.execute.job import Facts, Outcome, work
 from mergetool.execute.locks import FACTS, LAYOUT
 from mergetool.execute.measure import FOLDER, measure_model
 from mergetool.execute.outlet import FileSink, Outlet
+from mergetool.execute.prepared import Prepared
 from mergetool.execute.progress import Progress
 from mergetool.execute.sources import open_sources
 from mergetool.execute.staging import Staging
@@ -44,6 +46,11 @@ def _batches(jobs: Iterable[Job]) -> Iterator[list[Job]]:
         batch.append(job)
     if batch:
         yield batch
+
+
+def knowing(prepared: Prepared | None) -> Callable[..., Outcome]:
+    """Works on jobs with what was made ahead of them, if anything was."""
+    return work if prepared is None or not prepared.tells else partial(work, known=prepared)
 
 
 class _Flusher(ThreadPoolExecutor):
@@ -84,13 +91,15 @@ class Engine:
     backend: Backend
     progress: Progress
     allow_nonfinite: bool
+    prepared: Prepared | None = None
+    """What was made ahead of the jobs; None where nothing was."""
     resumed: int = 0
     bytes_read: int = 0
 
     def run(self) -> dict[str, Outcome]:
         """Measure and merge; what every tensor came to, by name."""
         self._unchanged()
-        with open_sources(self.plan) as sources, contextlib.ExitStack() as stack:
+        with open_sources(self.plan, self.turnings) as sources, contextlib.ExitStack() as stack:
             writers = self._writers(stack)
             outlet = stack.enter_context(Outlet(self._largest_piece(), self.plan.memory.workers, sources.stop))
             pool = stack.enter_context(ThreadPoolExecutor(self.plan.memory.workers, "mergetool"))
@@ -115,6 +124,11 @@ class Engine:
                 self.bytes_read = sources.bytes_read
                 self.progress.close()
         return outcomes
+
+    @property
+    def turnings(self) -> Mapping[int, Turning]:
+        """The sources that are read in another order of their units."""
+        return {} if self.prepared is None else self.prepared.turnings
 
     def _trusting(self, check: Callable[[], None]) -> None:
         """Make a check; if it fails what was read was not the source, or what was written is not on the disk."""
@@ -182,6 +196,7 @@ class Engine:
         """Give jobs to the workers in order, a few ahead, small ones by the batch; all share a wide one."""
         pending: dict[Future[list[Outcome]], list[tuple[Job, FileSink]]] = {}
         ahead = 2 * self.plan.memory.workers
+        make = knowing(self.prepared)
 
         def collect(until: int) -> Iterator[tuple[Job, Outcome]]:
             while len(pending) > until:
@@ -190,7 +205,7 @@ class Engine:
                         yield job, self._settle(job, outcome, sink)
 
         def done(batch: Sequence[tuple[Job, FileSink]], pool: Executor | None = None) -> list[Outcome]:
-            return [work(self.plan, job, sources, self.backend, facts, sink, pool) for job, sink in batch]
+            return [make(self.plan, job, sources, self.backend, facts, sink, pool) for job, sink in batch]
 
         try:
             for jobs_at_once in _batches(jobs):
