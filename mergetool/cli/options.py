@@ -43,6 +43,9 @@ device = click.option(
     help="Where to compute: cpu, cuda, cuda:N, or several as cuda:0,cuda:1.",
 )
 force = click.option("--force", is_flag=True, help="Replace an output folder that another recipe made.")
+trust_code = click.option(
+    "--trust-code", is_flag=True, help="Run the code of the recipe's calibration adapter; read it first."
+)
 quiet = click.option("--quiet", is_flag=True, help="Show no progress and print nothing at the end but notes.")
 part = click.option(
     "--part",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -21,6 +22,7 @@ from mergetool.cli import options
 @options.part
 @options.force
 @click.option("--allow-nonfinite", is_flag=True, help="Go on where a source or the result has a NaN or an infinity.")
+@options.trust_code
 @options.quiet
 @options.as_json
 def command(
@@ -34,6 +36,7 @@ def command(
     part: tuple[int, int] | None,
     force: bool,
     allow_nonfinite: bool,
+    trust_code: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -62,12 +65,18 @@ def command(
     plan = check(recipe, overrides, memory=memory, shard_size=shard_size, workers=workers, output=output)
     if plan.output is None:
         raise RecipeError("there is no output folder", str(recipe), "name it after the recipe, or add `output: …`")
-    shown = progress(quiet or as_json)
+    how: dict[str, Any] = {
+        "device": device,
+        "force": force,
+        "allow_nonfinite": allow_nonfinite,
+        "trust_code": trust_code,
+    }
+    how["progress"] = progress(quiet or as_json)
     if part is None:
-        report = run(plan, device=device, force=force, allow_nonfinite=allow_nonfinite, progress=shown)
+        report = run(plan, **how)
         data, lines = summary.as_json(report), summary.lines(report, quiet)
     else:
-        made = run_part(plan, Share(*part), device=device, force=force, allow_nonfinite=allow_nonfinite, progress=shown)
+        made = run_part(plan, Share(*part), **how)
         data, lines = summary.part_as_json(made), summary.part_lines(made, str(recipe), quiet)
     if as_json:
         click.echo(json.dumps(data, indent=1, ensure_ascii=False))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from mergetool.anatomy import Turning
 from mergetool.errors import MergetoolError, NonFinite, Problem, RunError, SourceChanged
 from mergetool.execute.buffers import Bytes, aligned
 from mergetool.execute.intact import spoilt
@@ -91,6 +92,9 @@ class Engine:
     progress: Progress
     allow_nonfinite: bool
     known: Known = NOTHING
+    """What was measured or trained ahead of the jobs."""
+    turnings: Mapping[int, Turning] = field(default_factory=dict)
+    """The sources that are read in another order of their units."""
     allocate: Callable[[int], Bytes] = aligned
     """Makes the buffers; see :func:`mergetool.execute.devices.memory_for`."""
     resumed: int = 0
@@ -99,7 +103,8 @@ class Engine:
     def run(self) -> dict[str, Outcome]:
         """Measure and merge; what every tensor came to, by name."""
         self._unchanged()
-        with open_sources(self.plan, allocate=self.allocate) as sources, contextlib.ExitStack() as stack:
+        opened = open_sources(self.plan, self.turnings, allocate=self.allocate)
+        with opened as sources, contextlib.ExitStack() as stack:
             writers = self._writers(stack)
             outlet = stack.enter_context(
                 Outlet(self._largest_piece(), self.plan.memory.workers, sources.stop, self.allocate)

@@ -98,14 +98,22 @@ class Facts:
         Raises:
             CheckpointError: there is no such fact, or its file is damaged.
         """
+        path, entry = self.place(name, fact)
+        with Reader(path) as reader:
+            return reader.read(entry).reshape(entry.shape)
+
+    def place(self, name: str, fact: str) -> tuple[Path, Entry]:
+        """The file that holds a fact of a tensor on disk, and where in it.
+
+        Raises:
+            CheckpointError: there is no such fact.
+        """
         key = f"{name}:{fact}"
         if key not in self.entries and _is_shared(fact):
             key = f"{self.aliases.get(name, name)}:{fact}"
         if key not in self.entries:
             raise CheckpointError(f"holds no `{fact}` of `{name}`", str(self.path))
-        path, entry = self.entries[key]
-        with Reader(path) as reader:
-            return reader.read(entry).reshape(entry.shape)
+        return self.entries[key]
 
 
 def _is_shared(fact: str) -> bool:

@@ -77,8 +77,12 @@ class Making:
         """Remove the folder."""
         shutil.rmtree(self.path, ignore_errors=True)
 
-    def finish(self, notes: tuple[str, ...] = ()) -> Facts:
+    def finish(self, notes: tuple[str, ...] = (), beside: Iterable[str] = ()) -> Facts:
         """Give the folder its name.
+
+        Args:
+            notes: what a reader should know.
+            beside: files that are kept although they hold no facts.
 
         Raises:
             RunError: the disk is full or fails.
@@ -93,7 +97,7 @@ class Making:
             "files": [file for _, file in sorted(self.steps.items(), key=lambda step: step[1])],
         }
         atomic_write(self.path / ABOUT, json.dumps(about, indent=1, ensure_ascii=False))
-        kept = {ABOUT, *self.steps.values()}
+        kept = {ABOUT, *self.steps.values(), *beside}
         final = self.path.with_name(self.path.name.removeprefix(".").removesuffix(".partial"))
         try:
             for item in self.path.iterdir():

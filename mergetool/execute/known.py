@@ -41,7 +41,7 @@ class Extra:
 
 @dataclass(frozen=True)
 class Gram:
-    """The inner products of the inputs that a source's weight has seen, summed over tokens.
+    """The inner products of the inputs that a source's weight has seen, the mean over tokens.
 
     Attributes:
         values: float64 of shape [in, in], or [experts, in, in] for experts stacked in one tensor.

@@ -14,7 +14,16 @@ from mergetool.execute.engine import Engine
 from mergetool.execute.intact import spoilt
 from mergetool.execute.journal import read_journals
 from mergetool.execute.progress import Progress, Quiet
-from mergetool.execute.run import complete, complete_already, destination, findings, nonfinite, room
+from mergetool.execute.run import (
+    complete,
+    complete_already,
+    destination,
+    findings,
+    made_ahead,
+    nonfinite,
+    room,
+    with_notes,
+)
 from mergetool.execute.sources import fetched
 from mergetool.execute.staging import Staging, fits, staging, staging_path
 from mergetool.plan import Job, Plan, Report
@@ -35,6 +44,7 @@ def run_part(
     device: str = "cpu",
     force: bool = False,
     allow_nonfinite: bool = False,
+    trust_code: bool = False,
     progress: Progress | None = None,
 ) -> PartReport:
     """Make one part of the output's tensors; :func:`finish` makes a model folder of all.
@@ -49,6 +59,7 @@ def run_part(
         device: ``cpu``, or ``cuda``, ``cuda:1``, … through torch.
         force: replace an output folder that is not ours or of another recipe, when the parts are finished.
         allow_nonfinite: write NaNs and infinities instead of stopping at the first tensor that has any.
+        trust_code: run the code of the recipe's ``calibration.adapter``.
         progress: told of every byte; by default nobody is.
 
     Raises:
@@ -58,7 +69,7 @@ def run_part(
         SourceChanged: a source's file is not what was planned with.
         CheckpointError: a source's file ends early.
         RunError: the disk is full or fails.
-        PlanError: there is no such device.
+        PlanError: there is no such device, or the calibration data or the adapter cannot be used.
     """
     began = time.monotonic()
     target = destination(plan, output, force)
@@ -70,7 +81,9 @@ def run_part(
         return PartReport(share, target, digests, whole.notes, {}, whole.seconds, 0, 0, nbytes, (), True)
     with staging(plan, target, share) as stage:
         room(plan, target, stage)
-        engine = Engine(fetched(needed(plan, jobs)), jobs, stage, backend, progress or Quiet(), allow_nonfinite)
+        ahead = made_ahead(plan, stage, trust_code, device, progress)
+        ready = with_notes(fetched(needed(plan, jobs), ahead.turnings), stage)
+        engine = Engine(ready, jobs, stage, backend, progress or Quiet(), allow_nonfinite, ahead, ahead.turnings)
         made = engine.run()
         done = {name for record in read_journals(stage.path).values() for name in record.done}
         missing = _missing(plan, share, done | made.keys())
@@ -79,7 +92,7 @@ def run_part(
         share=share,
         output=target,
         digests={name: outcome.digest for name, outcome in outcomes.items()},
-        notes=(*plan.notes, *findings(outcomes)),
+        notes=(*ready.notes, *findings(outcomes)),
         nonfinite=nonfinite(outcomes),
         seconds=time.monotonic() - began,
         resumed=engine.resumed,
@@ -117,7 +130,7 @@ def finish(
     fits(plan, path, None)  # asked before the folder is opened, for a run of the whole empties one of another plan
     with staging(plan, target) as stage:
         _check(plan, stage, progress or Quiet())
-        return complete(plan, stage, target, stage.done, began, force)
+        return complete(with_notes(plan, stage), stage, target, stage.done, began, force)
 
 
 def _missing(plan: Plan, share: Share, done: Collection[str]) -> tuple[Share, ...]:

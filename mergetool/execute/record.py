@@ -33,6 +33,7 @@ def record(
     *,
     made_of: Mapping[str, Any],
     names: Collection[str] | Mapping[str, Collection[str]] | None = None,
+    strict: bool = True,
     stream: bool | None = None,
     labels: Labels = "sampled",
     seed: int = 0,
@@ -53,6 +54,7 @@ def record(
         names: tensors on disk, and blocks for ``moments``; the same for all statistics, or for each its own. By
             default all tensors that a statistic can speak of, but no outputs over a vocabulary and none of norms
             inside an attention.
+        strict: whether all of ``names`` must be measured; else the facts are of those that can be.
         stream: whether to run one block at a time; by default wherever the network allows it.
         labels: what gradients are taken for.
         seed: what sampled labels are sampled with.
@@ -81,8 +83,8 @@ def record(
             return found
         with _nothing_kept(found):
             if sides == {True}:
-                return record_gradients(model, batches, chosen, of_each, labels, seed, found, shown)
-            return _activations(model, batches, chosen, of_each, stream, found, shown)
+                return record_gradients(model, batches, chosen, of_each, labels, seed, found, shown, strict)
+            return _activations(model, batches, chosen, of_each, stream, found, shown, strict)
 
 
 def record_pair(
@@ -167,12 +169,15 @@ def _activations(
     stream: bool | None,
     found: Making,
     progress: Progress,
+    strict: bool,
 ) -> Facts:
     blank = Watch(model)
     wanted = {
         each.name: frozenset(_measurable(blank, each) if (asked := names[each.name]) is None else asked)
         for each in statistics
     }
+    if not strict:
+        wanted = {each.name: wanted[each.name] & frozenset(_measurable(blank, each)) for each in statistics}
     of_side = {side: [wanted[each.name] for each in statistics if each.side == side] for side in ("input", "output")}
     watch = Watch(model, frozenset().union(*of_side["input"]), frozenset().union(*of_side["output"]))
     tally = Tally(statistics, watch)
@@ -182,7 +187,8 @@ def _activations(
             yield (step,)
 
     _run((model,), steps, len(batches), tally, found, stream, progress)
-    _all_seen(tally, sorted({name for asked in names.values() for name in asked or ()}), model.label)
+    if strict:
+        _all_seen(tally, sorted({name for asked in names.values() for name in asked or ()}), model.label)
     unseen = sorted(frozenset().union(*wanted.values()) - tally.seen)
     return found.finish((f"never used on this data: {listed(unseen)}",) if unseen else ())
 

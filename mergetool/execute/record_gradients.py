@@ -29,6 +29,7 @@ def record_gradients(
     seed: int,
     found: Making,
     progress: Progress,
+    strict: bool,
 ) -> Facts:
     """Measure gradients of a model, with all its weights in memory; see :func:`~mergetool.execute.record.record`."""
     states: dict[str, dict[str, State]] = {each.name: {} for each in statistics}
@@ -57,7 +58,7 @@ def record_gradients(
         model.free(model.groups)
         progress.close()
     for each in statistics:
-        if unseen := sorted(set(names[each.name] or ()) - states[each.name].keys()):
+        if strict and (unseen := sorted(set(names[each.name] or ()) - states[each.name].keys())):
             raise PlanError(f"{listed(unseen)} got no gradient", model.label, "leave them out")
     facts: dict[str, NDArray[Any]] = {}
     for each in statistics:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Mapping
@@ -14,14 +15,22 @@ from mergetool.errors import OutputRefused, RunError
 from mergetool.execute.devices import backend_for, memory_for
 from mergetool.execute.engine import Engine
 from mergetool.execute.job import Outcome, work
+from mergetool.execute.locks import FACTS
 from mergetool.execute.measure import FOLDER, measure_model
 from mergetool.execute.outlet import Memory
+from mergetool.execute.prepare import prepare
+from mergetool.execute.prepared import Prepared
 from mergetool.execute.progress import Progress, Quiet
 from mergetool.execute.sources import fetched, open_sources
 from mergetool.execute.staging import Staging, read_provenance, refuse, staging, tidy
 from mergetool.kernels.backend import Array
 from mergetool.plan import Job, Plan, Report
+from mergetool.plan.stages import wanted
 from mergetool.publish import publish
+from mergetool.storage.writer import atomic_write
+
+_NOTES = "notes.json"
+"""Where what was found ahead of the jobs is said, beside the facts, for the parts and for what finishes them."""
 
 
 def run(
@@ -31,6 +40,7 @@ def run(
     device: str = "cpu",
     force: bool = False,
     allow_nonfinite: bool = False,
+    trust_code: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Execute a plan and write the merged model folder.
@@ -49,6 +59,7 @@ def run(
         device: ``cpu``, or ``cuda``, ``cuda:1``, ``cuda:0,cuda:1``, … through torch.
         force: replace an output folder that is not ours or of another recipe.
         allow_nonfinite: write NaNs and infinities instead of stopping at the first tensor that has any.
+        trust_code: run the code of the recipe's ``calibration.adapter``.
         progress: told of every byte; by default nobody is.
 
     Raises:
@@ -57,7 +68,7 @@ def run(
         SourceChanged: a source's file is not what was planned with.
         CheckpointError: a source's file ends early.
         RunError: the disk is full or fails.
-        PlanError: there is no such device.
+        PlanError: there is no such device, or the calibration data or the adapter cannot be used.
     """
     began = time.monotonic()
     target = destination(plan, output, force)
@@ -67,12 +78,50 @@ def run(
     began = time.monotonic()
     with staging(plan, target) as stage:
         room(plan, target, stage)
+        ahead = made_ahead(plan, stage, trust_code, device, progress)
         engine = Engine(
-            fetched(plan), plan.jobs, stage, backend, progress or Quiet(), allow_nonfinite, allocate=memory_for(device)
+            with_notes(fetched(plan, ahead.turnings), stage),
+            plan.jobs,
+            stage,
+            backend,
+            progress or Quiet(),
+            allow_nonfinite,
+            ahead,
+            ahead.turnings,
+            memory_for(device),
         )
         outcomes = engine.run()
         report = complete(engine.plan, stage, target, outcomes, began, force)
     return replace(report, plan=plan, resumed=engine.resumed, bytes_read=engine.bytes_read)
+
+
+def made_ahead(plan: Plan, stage: Staging, trust_code: bool, device: str, progress: Progress | None) -> Prepared:
+    """What is turned, measured and trained ahead of the jobs; nothing where no job asks for anything.
+
+    A run of the whole finds it in the cache or leaves it there. Of parts the first makes it and the others wait; they
+    may be on machines with caches of their own, so it is kept beside what they make.
+
+    Raises:
+        MergetoolError: as :func:`mergetool.execute.prepare.prepare`.
+    """
+    if all(stage.name == "merge" or stage.jobs_alone for stage in plan.stages):
+        return Prepared(plan)
+    folder = stage.path / FOLDER
+    with stage.alone(FACTS):
+        root = None if stage.share is None else folder
+        found = prepare(plan, trust_code=trust_code, device=device.partition(",")[0], progress=progress, root=root)
+        folder.mkdir(exist_ok=True)
+        atomic_write(folder / _NOTES, json.dumps(found.notes, ensure_ascii=False))
+    return found
+
+
+def with_notes(plan: Plan, stage: Staging) -> Plan:
+    """The plan, and in its notes what was found ahead of the jobs."""
+    try:
+        found = json.loads((stage.path / FOLDER / _NOTES).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return plan
+    return replace(plan, notes=(*plan.notes, *found))
 
 
 def destination(plan: Plan, output: Path | str | None, force: bool) -> Path:
@@ -128,8 +177,8 @@ def nonfinite(outcomes: Mapping[str, Outcome]) -> dict[str, int]:
     return {name: sum(outcome.bad.values()) for name, outcome in outcomes.items() if outcome.bad}
 
 
-def compute(plan: Plan, job: Job, device: str = "cpu") -> Array:
-    """Make one output tensor in memory.
+def compute(plan: Plan, job: Job, device: str = "cpu", trust_code: bool = False) -> Array:
+    """Make one output tensor in memory; what must be known of whole models first is made, or found in the cache.
 
     Returns:
         Its raw storage, flat: bfloat16 and float16 as uint16.
@@ -137,13 +186,17 @@ def compute(plan: Plan, job: Job, device: str = "cpu") -> Array:
     Raises:
         CheckpointError: a source's file ends early.
         PlanError: there is no such device.
+        MergetoolError: as :func:`mergetool.execute.prepare.prepare`.
     """
     result = Memory(job.bytes_written)
     backend = backend_for(device)
-    with open_sources(fetched(plan)) as sources, ThreadPoolExecutor(plan.memory.workers) as pool:
+    asked = plan.recipe.align is not None or bool(wanted(job))
+    ahead = prepare(plan, trust_code=trust_code, device=device.partition(",")[0]) if asked else Prepared(plan)
+    ready = fetched(plan, ahead.turnings)
+    with open_sources(ready, ahead.turnings) as sources, ThreadPoolExecutor(plan.memory.workers) as pool:
         needed = replace(plan, jobs=tuple(j for j in plan.jobs if set(j.facts) & set(job.facts)))
         facts = measure_model(needed, sources, backend, pool)
-        work(plan, job, sources, backend, facts, result)
+        work(plan, job, sources, backend, facts, result, known=ahead)
     return result.raw.view(job.dtype.storage)
 
 

@@ -10,9 +10,12 @@ from math import gcd
 from typing import TypeVar
 
 from mergetool.execute.buffers import Arena, typed
+from mergetool.execute.turned import read_turned
+from mergetool.execute.turns import Turns
 from mergetool.kernels.backend import Array
 from mergetool.methods.apply import portion
 from mergetool.plan import Job, Plan, Read
+from mergetool.storage.header import Entry
 from mergetool.storage.reader import Reader
 
 R = TypeVar("R")
@@ -44,6 +47,8 @@ class Sources:
     arena: Arena
     stop: threading.Event
     counter: Counter = field(default_factory=Counter)
+    turns: Turns | None = None
+    """What is turned while it is read; None: nothing."""
 
     @property
     def bytes_read(self) -> int:
@@ -60,8 +65,15 @@ class Sources:
             first, last = start * bits // 8, -(-stop * bits // 8)
             raw = buffer[: last - first]
             self.counter.add(last - first)
-            self.readers[read.source, read.tensor.file].read_into(raw, read.tensor.start + first)
-            tile.append(typed(raw, read.tensor.dtype.storage))
+            values = typed(raw, read.tensor.dtype.storage)
+            tensor, indices = (read.tensor, None) if self.turns is None else self.turns.of(read)
+            reader = self.readers[read.source, tensor.file]
+            if indices:
+                entry = Entry(tensor.name, tensor.dtype, tensor.shape, tensor.start, tensor.start + tensor.nbytes)
+                read_turned(reader, entry, indices, start, stop, into=values)
+            else:
+                reader.read_into(raw, tensor.start + first)
+            tile.append(values)
         return tuple(tile)
 
 

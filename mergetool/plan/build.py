@@ -17,10 +17,11 @@ from mergetool.plan.jobs import JobMaker
 from mergetool.plan.memory import fit
 from mergetool.plan.notes import notes
 from mergetool.plan.output import refusal
-from mergetool.plan.passes import CUT
-from mergetool.plan.sources import open_sources
-from mergetool.plan.work import Job, Memory, Plan, Route, Source, Stage
+from mergetool.plan.sources import open_sources, references
+from mergetool.plan.stages import stages, unmet, unsupported
+from mergetool.plan.work import Plan, Route, Source
 from mergetool.recipe import Recipe, read
+from mergetool.recipe.files import absent, fingerprint
 from mergetool.storage.shards import Shard, shard
 
 SHARD_SIZE = 5_000_000_000
@@ -114,6 +115,8 @@ def _build(
 ) -> Plan | None:
     if workers is not None and workers < 1:
         faults.add(PlanError, [Problem(f"there are no {workers} workers", "--workers", "give 1 or more")])
+    sound = not faults  # what the text has wrong was dropped from the recipe, and may be all that is missing below
+    faults.add(RecipeError, [*absent(recipe), *unsupported(recipe)])
     target = _output(recipe, output)
     sources, problems = open_sources(recipe)
     faults.add(CheckpointError, problems)
@@ -127,6 +130,8 @@ def _build(
     tokenizer = _tokenizer(recipe, sources, lender, faults)
     maker = JobMaker(recipe, sources, lender, faults)
     jobs = maker.make()
+    if sound and len(sources) == len(references(recipe)):
+        faults.add(RecipeError, unmet(recipe, jobs))
     if not jobs and not faults:
         faults.add(RecipeError, [Problem("nothing is left to write", recipe.where("rules"))])
     if faults:
@@ -145,7 +150,7 @@ def _build(
         tokenizer=tokenizer,
         jobs=jobs,
         shards=shards,
-        stages=_stages(jobs, fitted),
+        stages=stages(recipe, sources, jobs, fitted),
         routes=(*maker.routes, *_lent(recipe, sources, maker.routes)),
         memory=fitted,
         digest=digest(recipe, sources, shards),
@@ -169,13 +174,6 @@ def _tokenizer(recipe: Recipe, sources: Sequence[Source], lender: int, faults: F
         what = f"{labels[found]} has no tokenizer files"
         faults.add(PlanError, [Problem(what, recipe.where("tokenizer_source"), fix)])
     return found
-
-
-def _stages(jobs: Sequence[Job], memory: Memory) -> tuple[Stage, ...]:
-    measured = tuple(i for i, job in enumerate(jobs) if job.facts)
-    ahead = (Stage("measure", measured, CUT),) if measured else ()
-    most = max((1 if memory.holds(job) else job.passes for job in jobs), default=1)
-    return (*ahead, Stage("merge", tuple(range(len(jobs))), most))
 
 
 def _lent(recipe: Recipe, sources: Sequence[Source], routes: Iterable[Route]) -> list[Route]:
@@ -204,13 +202,22 @@ def _output(recipe: Recipe, output: str | os.PathLike[str] | None) -> Path | Non
 
 
 def digest(recipe: Recipe, sources: Sequence[Source], shards: Sequence[Shard]) -> str:
-    """A hash of what decides the output's bytes: recipe, sources' identities, layout."""
+    """A hash of what decides the output's bytes: recipe, sources' identities, calibration data, layout.
+
+    Raises:
+        CheckpointError: a file of the calibration cannot be opened.
+        RunError: the disk fails.
+    """
     content: dict[str, Any] = {
         "format": FORMAT,
         "recipe": recipe.canonical(),
         "sources": [(source.label, _identity(source)) for source in sources],
         "shards": [(s.file, hashlib.sha256(s.preamble).hexdigest()) for s in shards],
     }
+    if recipe.calibration is not None:
+        adapter = recipe.calibration.adapter_file(recipe.folder)
+        every = recipe.calibration.data
+        content["data"] = [fingerprint(data, recipe.folder, recipe.seed, adapter) for data in every]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -23,7 +23,14 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "tokenizer": plan.tokenizer,
         "jobs": [_job(plan, job) for job in plan.jobs],
         "stages": [
-            {"name": stage.name, "passes": stage.passes, "tensors": [plan.jobs[i].name for i in stage.jobs]}
+            {
+                "name": stage.name,
+                "passes": stage.passes,
+                "tensors": [plan.jobs[i].name for i in stage.jobs],
+                "tokens": stage.tokens,
+                "bytes_read": stage.bytes_read,
+                "memory": stage.memory,
+            }
             for stage in plan.stages
         ],
         "routes": [{"source": r.source, "tensor": r.tensor, "fate": r.fate, "by": r.by} for r in plan.routes],

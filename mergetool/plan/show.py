@@ -10,7 +10,7 @@ from typing import Any
 from mergetool.errors import PlanError
 from mergetool.plan.columns import columns, count, paragraph, plural, size
 from mergetool.plan.export import COPY, as_json
-from mergetool.plan.work import Job, Plan, Read
+from mergetool.plan.work import Job, Plan, Read, Stage
 
 __all__ = ["as_json", "job", "table"]
 
@@ -116,12 +116,31 @@ def _fates(plan: Plan) -> list[str]:
 
 
 def _stages(plan: Plan) -> list[str]:
-    verbs = {"measure": "reads what the merge has to know about the whole model", "merge": "makes the output"}
     rows = []
     for number, stage in enumerate(plan.stages, 1):
-        passes = f"up to {stage.passes} passes" if stage.passes > 1 else "one pass"
-        rows.append((f"{number}", stage.name, plural(len(stage.jobs), "tensor"), passes, verbs[stage.name]))
-    return columns(rows, right=(2,))
+        once, often = ("one step", "steps") if stage.name == "train" else ("one pass", "passes")
+        passes = f"up to {stage.passes} {often}" if stage.passes > 1 else once
+        does = "measures models on data" if stage.name == "measure" and stage.memory else _DOES[stage.name]
+        rows.append((f"{number}", stage.name, plural(len(stage.jobs), "tensor"), passes, does))
+    lines: list[str] = []
+    for line, stage in zip(columns(rows, right=(2,)), plan.stages, strict=True):
+        lines += [line, *([f"     {_cost(stage)}"] if stage.memory else [])]
+    return lines
+
+
+_DOES = {
+    "align": "puts the units of the models in one order",
+    "measure": "reads what the merge has to know about the whole model",
+    "train": "trains coefficients on data",
+    "merge": "makes the output",
+}
+
+
+def _cost(stage: Stage) -> str:
+    """What a stage takes that runs or reads whole models; the memory budget does not bound it."""
+    tokens = (f"up to {plural(stage.tokens, 'token')}",) if stage.tokens else ()
+    held = f"about {size(stage.memory)} of memory{' besides activations' if stage.tokens else ''}"
+    return ", ".join((*tokens, f"{size(stage.bytes_read)} of weights read", held))
 
 
 def _output(plan: Plan) -> list[str]:

@@ -85,11 +85,22 @@ class Job:
 class Stage:
     """One pass over the models; what it makes is a folder of named tensors."""
 
-    name: Literal["measure", "merge"]
+    name: Literal["align", "measure", "train", "merge"]
     jobs: tuple[int, ...]
     """Places in :attr:`Plan.jobs`."""
     passes: int
-    """How often the stage reads its tensors; of large ones about, and others less often."""
+    """How often the stage reads its tensors; of large ones about, and others less often. Of training, its steps."""
+    tokens: int = 0
+    """The most tokens that models are run on; 0 where none is run."""
+    bytes_read: int = 0
+    """Bytes read of the models, if whole models are read; the jobs of other stages say it."""
+    memory: int = 0
+    """About the most bytes that weights and what is made of them take at once, which no budget bounds; else 0."""
+
+    @property
+    def jobs_alone(self) -> bool:
+        """Whether it is a measurement of jobs' tensors, as the merge is, and runs no model."""
+        return self.name == "measure" and not self.memory
 
 
 @dataclass(frozen=True)
@@ -147,7 +158,7 @@ class Plan:
 
     def passes(self, job: Job) -> int:
         """How often a run reads a job's sources, all stages together; when more than once, about."""
-        ahead = sum(stage.passes for stage in self.stages if stage.name == "measure") if job.facts else 0
+        ahead = sum(stage.passes for stage in self.stages if stage.jobs_alone) if job.facts else 0
         return ahead + (1 if self.memory.holds(job) else job.passes)
 
     @property

@@ -105,9 +105,10 @@ def _width(module: torch.nn.Module, attribute: str, kind: Kind) -> int:
     assert weight is not None  # it was found there
     if kind in ("stack", "norm"):
         return 0
-    return int(weight.shape[1 if kind == "embedding" or _transposed(module) else 0])
+    return int(weight.shape[1 if kind == "embedding" or is_transposed(module) else 0])
 
 
-def _transposed(module: torch.nn.Module) -> bool:
-    """Whether it is GPT-2's linear layer, whose weight is ``[in, out]``."""
-    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+def is_transposed(module: torch.nn.Module) -> bool:
+    """Whether its weights are ``[in, out]``: GPT-2's linear layer, or experts that transformers says so of."""
+    stated = getattr(module, "is_transposed", None) is True
+    return stated or (type(module).__name__ == "Conv1D" and hasattr(module, "nf"))

@@ -1,0 +1,88 @@
+"""What models are matched and checked on: the recipe's data, or random inputs where it has none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from mergetool.execute.calibration import Samples, open_tokenizer, read
+from mergetool.execute.calibration_adapter import Adapter, load_adapter
+from mergetool.plan import Plan
+from mergetool.plan.work import Source
+from mergetool.recipe.data import Align, Data
+
+if TYPE_CHECKING:
+    from mergetool.execute.forward.skeleton import Network
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Data for a recipe's ``align``, read when they are first asked for.
+
+    Attributes:
+        plan: the plan.
+        align: its ``align``.
+        reference: the model whose tokenizer reads texts.
+        trust_code: whether the recipe's adapter may be run.
+    """
+
+    plan: Plan
+    align: Align
+    reference: Source
+    trust_code: bool
+
+    @cached_property
+    def adapter(self) -> Adapter | None:
+        """The recipe's adapter, if it names one.
+
+        Raises:
+            PlanError: it may not be run, or fails.
+        """
+        calibration = self.plan.recipe.calibration
+        file = calibration.adapter_file(self.plan.recipe.folder) if calibration is not None else None
+        return None if file is None else load_adapter(file, self.trust_code)
+
+    @property
+    def network(self) -> Network | None:
+        """What makes the network of models that transformers does not know."""
+        return None if self.adapter is None else self.adapter.network
+
+    @property
+    def data(self) -> tuple[Data, ...]:
+        """The data that ``align`` is about; none where the recipe has none."""
+        calibration = self.plan.recipe.calibration
+        return () if calibration is None else calibration.named(self.align.data)
+
+    @cached_property
+    def samples(self) -> tuple[Samples, ...]:
+        """All the data.
+
+        Raises:
+            PlanError: data cannot be read, or hold too little.
+            CheckpointError: the reference has no tokenizer.
+        """
+        return tuple(self._read(data) for data in self.data)
+
+    @cached_property
+    def few(self) -> tuple[Samples, ...]:
+        """A little of the first data; as it is where an adapter reads it."""
+        return tuple(self._read(replace(data, samples=min(data.samples, 2))) for data in self.data[:1])
+
+    def _read(self, data: Data) -> Samples:
+        checkpoint = self.reference.checkpoint
+        place = checkpoint.path if checkpoint.path is not None else checkpoint.repo
+        assert place is not None  # a checkpoint is in a folder or on the Hub
+        reader = self.adapter or open_tokenizer(place, self.reference.label, checkpoint.commit)
+        return read(data, reader, self.plan.recipe.folder, self.align.seed, longest=_longest(checkpoint.config))
+
+
+def _longest(config: Mapping[str, Any]) -> int | None:
+    """The most tokens that a model of this config takes, where it says so."""
+    text = config.get("text_config")
+    for each in (config, text if isinstance(text, Mapping) else {}):
+        for key in ("max_position_embeddings", "n_positions"):
+            if isinstance(each.get(key), int):
+                return int(each[key])
+    return None

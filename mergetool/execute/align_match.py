@@ -1,0 +1,129 @@
+"""Two models matched: permutations of one towards the other, by their weights or by what they compute on data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mergetool.anatomy import Group, Permutations
+from mergetool.execute.forward.arrays import Get, getter
+from mergetool.execute.forward.model import Model
+from mergetool.execute.forward.rows import Batch
+from mergetool.execute.forward.weights import Weights
+from mergetool.execute.progress import Progress
+from mergetool.execute.record import record_pair
+from mergetool.facts.matching import Correlation, Matching, activation_matching, watched, weight_matching
+from mergetool.recipe.data import Align
+
+Array = NDArray[Any]
+
+
+def by_weights(
+    groups: Sequence[Group],
+    weights: tuple[Weights, Weights],
+    labels: tuple[str, str],
+    align: Align,
+    progress: Progress,
+    fixed: Permutations | None = None,
+) -> Matching:
+    """Match by weights, the tensors of one module in memory at a time.
+
+    Args:
+        groups: what may change places, the same in both models.
+        weights: the reference's, and those of the model that is turned.
+        labels: the models, for messages.
+        align: how to match.
+        progress: is told of every tensor that is read for the first time.
+        fixed: permutations that are known already.
+
+    Raises:
+        ShapeMismatch: the models differ in the shape of a tensor.
+        NonFinite: a weight is not finite.
+    """
+    known = fixed or {}
+    names = dict.fromkeys(name for group in groups if group.name not in known for name in group.tensors)
+    total = 2 * sum(4 * prod(weights[0].shapes[name]) for name in names)
+    progress.start(total, f"align {labels[1]}")
+    gets = [_told(getter(each, label), set(names), progress) for each, label in zip(weights, labels, strict=True)]
+    try:
+        return weight_matching(
+            groups, gets[0], gets[1], fixed=fixed, seed=align.seed, max_sweeps=align.max_sweeps, margin=align.margin
+        )
+    finally:
+        progress.close()
+
+
+def _told(get: Get, untold: set[str], progress: Progress) -> Get:
+    def telling(name: str) -> Array:
+        values = get(name)
+        if name in untold:
+            untold.discard(name)
+            progress.advance(values.nbytes)
+        return values
+
+    return telling
+
+
+def by_activations(
+    groups: Sequence[Group],
+    models: tuple[Model, Model],
+    batches: Sequence[Batch],
+    align: Align,
+    folder: Path,
+    progress: Progress,
+) -> Matching:
+    """Match by the correlation of units on the same data; hidden units of experts, which see other data, by weights.
+
+    Args:
+        groups: what may change places, the same in both models.
+        models: the reference, and the model that is turned.
+        batches: the keyword inputs of each forward pass.
+        align: how to match.
+        folder: where correlations are kept meanwhile, ``n² * 4`` bytes for ``n`` units.
+        progress: is told how many bytes of weights are done.
+
+    Raises:
+        NonFinite: a weight or an activation is not finite.
+        PlanError: the data does not suit the models.
+        ShapeMismatch: the models differ in the shape of a tensor.
+    """
+    pairs = watched(groups)
+    permutations: Permutations = {}
+    first = Matching({})
+    if pairs:
+        sides = {side: [name for name, at in pairs if at == side] for side in ("input", "output")}
+        facts = record_pair(
+            models[0], models[1], batches, "cross", made_of={}, inputs=sides["input"], outputs=sides["output"],
+            root=folder, progress=progress,
+        )  # fmt: skip
+        of_channels = _channels(facts.get, models[0].weights.shapes)
+        how: dict[str, Any] = {"seed": align.seed, "max_sweeps": align.max_sweeps, "margin": align.margin}
+        first = activation_matching(groups, of_channels, **how)
+        permutations = first.permutations
+    if all(group.name in permutations for group in groups):
+        return first
+    labels = models[0].label, models[1].label
+    rest = by_weights(groups, (models[0].weights, models[1].weights), labels, align, progress, permutations)
+    matches = {match.group: match for match in (*first.matches, *rest.matches)}
+    ordered = tuple(matches[group.name] for group in groups if group.name in matches)
+    return Matching(rest.permutations, ordered, max(first.sweeps, rest.sweeps))
+
+
+def _channels(get: Callable[[str, str], Array], shapes: Mapping[str, tuple[int, ...]]) -> Correlation:
+    """Correlations of channels; of what a convolution reads, the mean over the places of its kernel."""
+
+    def correlation(tensor: str, side: str) -> Array:
+        values = get(tensor, f"{side}.correlation")
+        shape = shapes[tensor]
+        if side == "output" or len(shape) < 3:
+            return values
+        kernel = prod(shape[2:])
+        blocks = values.reshape(len(values) // kernel, kernel, -1, kernel)
+        return np.asarray(np.einsum("ikjk->ij", blocks) / kernel)
+
+    return correlation

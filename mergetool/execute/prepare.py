@@ -1,0 +1,131 @@
+"""All that is done ahead of the jobs: sources are turned, measured and trained, each product a folder of facts."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mergetool.execute.fact_folder import Facts
+from mergetool.execute.prepared import Prepared
+from mergetool.execute.progress import Progress, Quiet
+from mergetool.plan import Plan
+from mergetool.plan.stages import TRAINED, merged, wanted
+
+if TYPE_CHECKING:
+    from mergetool.execute.prepare_data import SourceData
+    from mergetool.execute.prepare_models import Sources
+
+
+def prepare(
+    plan: Plan,
+    *,
+    trust_code: bool = False,
+    device: str = "cpu",
+    progress: Progress | None = None,
+    root: Path | None = None,
+) -> Prepared:
+    """Make everything that a plan's jobs must know of whole models, or find what was made before.
+
+    What is kept is called by what it was made from: the sources' files and order, the data, the settings. So a second
+    call finds it, and one that was killed is gone on with.
+
+    Args:
+        plan: the plan.
+        trust_code: whether the recipe's adapter may be run.
+        device: where models are run.
+        progress: is told how many bytes of weights are done.
+        root: where folders of facts are kept; the cache by default.
+
+    Raises:
+        PlanError: data cannot be read, hold too little or do not suit the models, or the adapter may not be run.
+        CheckpointError: a model cannot be read or run, or has no tokenizer.
+        NonFinite: a weight, an activation, a gradient or a loss is not finite.
+        OutputRefused: ``root`` cannot be written.
+        RunError: the disk is full or fails.
+    """
+    kinds = {kind for job in plan.jobs for kind in wanted(job).values()}
+    if plan.recipe.align is None and not kinds:
+        return Prepared(plan)
+    from mergetool.execute.prepare_data import SourceData, adapter_of
+    from mergetool.execute.prepare_models import Sources
+
+    shown = progress or Quiet()
+    sources, notes = Sources(plan, device=device), tuple[str, ...]()
+    if plan.recipe.align is not None:
+        from mergetool.execute.align import alignment
+
+        aligned = alignment(plan, trust_code=trust_code, progress=shown, root=root)
+        moved = {i: each for i, each in aligned.sources.items() if each.moved}
+        orders = {i: each.facts.path.name for i, each in moved.items()}
+        sources, notes = Sources(plan, {i: aligned[i] for i in moved}, orders, device=device), aligned.notes
+    if not kinds:
+        return Prepared(plan, sources.turnings, notes=notes)
+    adapter = adapter_of(plan, trust_code)
+    sources = Sources(plan, sources.turnings, sources.orders, adapter, device)
+    return _facts(sources, SourceData(plan, adapter), notes, shown, root)
+
+
+def _facts(
+    sources: Sources, data: SourceData, notes: tuple[str, ...], progress: Progress, root: Path | None
+) -> Prepared:
+    """Measure and train for sources that are in their order."""
+    from mergetool.execute.prepare_training import train_all
+
+    measured: dict[tuple[str, int], Facts] = {}
+    turned: set[str] = set()
+    for (kind, source), names in _measures(sources.plan).items():
+        measured[kind, source], found = _record(sources, data, kind, source, sorted(names), progress, root)
+        turned |= found
+    jobs = [job for job in sources.plan.jobs if TRAINED in wanted(job).values()]
+    coefficients = None
+    if jobs:
+        coefficients, more = train_all(sources, data, jobs, progress, root)
+        notes = (*notes, *more)
+    # What no pass went through is of no account to a method that goes without, but in a note.
+    said = (f"{facts.label}: {note}" for facts in measured.values() for note in facts.notes)
+    every = tuple(dict.fromkeys((*notes, *data.notes, *said)))
+    return Prepared(sources.plan, sources.turnings, measured, coefficients, frozenset(turned), every)
+
+
+def _measures(plan: Plan) -> Mapping[tuple[str, int], set[str]]:
+    """What is to be measured: for each kind and source the names of the tensors."""
+    found: dict[tuple[str, int], set[str]] = defaultdict(set)
+    for job in plan.jobs:
+        kinds = set(wanted(job).values()) - {TRAINED}
+        first = len(job.reads) - len(merged(job))
+        for read in job.reads[first:]:
+            for kind in kinds:
+                found[kind, read.source].add(read.tensor.name)
+    return dict(sorted(found.items()))
+
+
+def _record(
+    sources: Sources,
+    data: SourceData,
+    kind: str,
+    source: int,
+    names: list[str],
+    progress: Progress,
+    root: Path | None,
+) -> tuple[Facts, frozenset[str]]:
+    """One statistic of one source on its own data, and which of its tensors are stored the other way round."""
+    from mergetool.execute.prepare_models import transposed
+    from mergetool.execute.record import record
+
+    samples = data.of(source, labels=kind != "gram")
+    with sources.weights(source) as weights:
+        model = sources.model(source, weights)
+        facts = record(
+            model,
+            [batch for each in samples for batch in each.batches()],
+            [kind],
+            made_of={"model": sources.made_of(source), "data": [each.digest for each in samples]},
+            names=names,
+            strict=False,
+            seed=sources.plan.recipe.seed,
+            root=root,
+            progress=progress,
+        )
+        return facts, transposed(model)

@@ -1,0 +1,97 @@
+"""The calibration data of a plan's sources: each its own, in its own tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mergetool.checkpoint.layout import is_tokenizer
+from mergetool.errors import PlanError
+from mergetool.execute.calibration import Samples, open_tokenizer, read
+from mergetool.execute.calibration_adapter import Adapter, load_adapter
+from mergetool.plan import Plan
+from mergetool.plan.sources import place
+
+
+@dataclass(frozen=True)
+class SourceData:
+    """What the sources are run on, read when it is asked for, and once.
+
+    Attributes:
+        plan: the plan.
+        adapter: reads the data of models that transformers does not know.
+    """
+
+    plan: Plan
+    adapter: Adapter | None = None
+    _read: dict[tuple[str, int, bool], Samples] = field(default_factory=dict, repr=False)
+    _tokenizers: dict[int, Any] = field(default_factory=dict, repr=False)
+
+    def of(self, source: int, labels: bool = False) -> tuple[Samples, ...]:
+        """The samples of a source: of its own data, or of all where it has none of its own.
+
+        Args:
+            source: its place in the plan.
+            labels: whether to say which tokens are to be predicted; what an adapter reads comes without.
+
+        Raises:
+            PlanError: it has no data, or they cannot be read, hold too little, or lack what is to be predicted.
+            CheckpointError: there is no tokenizer, or it cannot be loaded.
+        """
+        recipe, found = self.plan.recipe, self.plan.sources[source]
+        every = recipe.data_of(found.label)
+        if not every:
+            fix = "add `calibration: {data: {NAME: FILE}}`"
+            raise PlanError(f"there are no calibration data of {found.label}", place(recipe, found.label), fix)
+        labels = labels and self.adapter is None
+        reader = self._reader(source)
+        longest = None if self.adapter is not None else _longest(found.checkpoint.config)
+        for data in every:
+            key = data.name, self._speaker(source), labels
+            if key not in self._read:
+                self._read[key] = read(data, reader, recipe.folder, recipe.seed, labels=labels, longest=longest)
+        return tuple(self._read[data.name, self._speaker(source), labels] for data in every)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What there is to know about all that was read."""
+        return tuple(dict.fromkeys(note for samples in self._read.values() for note in samples.notes))
+
+    def _speaker(self, source: int) -> int:
+        """The source whose tokenizer reads a source's data: its own if it has one, else the output's."""
+        files = self.plan.sources[source].checkpoint.files
+        return source if any(map(is_tokenizer, files)) else self.plan.tokenizer
+
+    def _reader(self, source: int) -> Any:
+        if self.adapter is not None:
+            return self.adapter
+        speaker = self._speaker(source)
+        if speaker not in self._tokenizers:
+            found = self.plan.sources[speaker]
+            checkpoint = found.checkpoint
+            where = checkpoint.repo or checkpoint.path
+            assert where is not None  # a checkpoint is in a folder or on the Hub
+            self._tokenizers[speaker] = open_tokenizer(where, found.label, checkpoint.commit)
+        return self._tokenizers[speaker]
+
+
+def adapter_of(plan: Plan, trust_code: bool) -> Adapter | None:
+    """The recipe's adapter, if it names one.
+
+    Raises:
+        PlanError: it may not be run, or fails.
+    """
+    calibration = plan.recipe.calibration
+    file = None if calibration is None else calibration.adapter_file(plan.recipe.folder)
+    return None if file is None else load_adapter(file, trust_code)
+
+
+def _longest(config: Mapping[str, Any]) -> int | None:
+    """The most tokens that a model of this config takes, where it says so."""
+    text = config.get("text_config")
+    for each in (config, text if isinstance(text, Mapping) else {}):
+        for key in ("max_position_embeddings", "n_positions"):
+            if isinstance(each.get(key), int):
+                return int(each[key])
+    return None

@@ -1,0 +1,71 @@
+"""A plan's sources as models that can be run, their units in the order in which they are merged."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mergetool.anatomy import Turning
+from mergetool.execute.calibration_adapter import Adapter
+from mergetool.execute.fact_folder import identity
+from mergetool.execute.forward.arrays import turned_weights
+from mergetool.execute.forward.model import Model, open_model
+from mergetool.execute.forward.places import is_transposed, places
+from mergetool.execute.forward.weights import Weights, open_weights
+from mergetool.plan import Plan
+
+
+@dataclass(frozen=True)
+class Sources:
+    """A plan's sources, to be run.
+
+    Attributes:
+        plan: the plan.
+        turnings: those that are read in another order of their units, by their place in the plan.
+        orders: what the order of each of these was found by, for digests.
+        adapter: makes the networks that transformers does not know.
+        device: where models run.
+    """
+
+    plan: Plan
+    turnings: Mapping[int, Turning] = field(default_factory=dict)
+    orders: Mapping[int, str] = field(default_factory=dict)
+    adapter: Adapter | None = None
+    device: str = "cpu"
+
+    @contextlib.contextmanager
+    def weights(self, source: int) -> Iterator[Weights]:
+        """The weights of a source, turned if it is, for a while.
+
+        Raises:
+            CheckpointError: a file cannot be fetched or opened.
+            SourceChanged: a file is not what it was when the plan was made.
+        """
+        found = self.plan.sources[source]
+        with open_weights(found.checkpoint) as weights:
+            turning = self.turnings.get(source)
+            yield weights if turning is None else turned_weights(weights, turning, found.label)
+
+    def model(self, source: int, weights: Weights) -> Model:
+        """A source as a model that can be run; no weight is read.
+
+        Raises:
+            CheckpointError: nobody knows the architecture, or its parameters and the tensors on disk do not match.
+        """
+        found = self.plan.sources[source]
+        network = None if self.adapter is None else self.adapter.network
+        return open_model(found.checkpoint.config, weights, found.label, network, self.device)
+
+    def made_of(self, source: int) -> dict[str, Any]:
+        """What tells a source as it is merged from others: its files, its order, and what makes its network."""
+        found = {**identity(self.plan.sources[source].checkpoint), "device": self.device.partition(":")[0]}
+        if source in self.orders:
+            found["order"] = self.orders[source]
+        return found if self.adapter is None else {**found, "adapter": self.adapter.digest}
+
+
+def transposed(model: Model) -> frozenset[str]:
+    """The tensors on disk that are stored as [in, out], or [experts, in, out]."""
+    return frozenset(name for place in places(model) if is_transposed(place.module) for name in place.every)

@@ -1,0 +1,121 @@
+"""What was turned, measured and trained ahead of a merge, as its jobs ask for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mergetool.anatomy import Turning
+from mergetool.execute.fact_folder import Facts
+from mergetool.facts.dam import Coefficients
+from mergetool.methods import METHODS
+from mergetool.plan import Job, Plan
+from mergetool.plan.stages import TRAINED, merged, wanted
+from mergetool.storage.header import Entry
+
+if TYPE_CHECKING:
+    from mergetool.execute.known import Extra, Gram
+
+FIELDS = {"gram": "gram", "squared_gradients": "squared_gradient"}
+"""What is kept of a tensor in the facts of each kind that is measured."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is known about whole models when jobs are worked on; a :class:`~mergetool.execute.known.Known`.
+
+    Attributes:
+        plan: whose jobs may ask.
+        turnings: the sources that are read in another order of their units, by their place in the plan.
+        measured: the folders of facts, by kind and the source's place in the plan.
+        coefficients: what was trained, if anything was.
+        transposed: tensors that are stored as [in, out], or [experts, in, out].
+        notes: what the user should know.
+    """
+
+    plan: Plan
+    turnings: Mapping[int, Turning] = field(default_factory=dict)
+    measured: Mapping[tuple[str, int], Facts] = field(default_factory=dict)
+    coefficients: Coefficients | None = None
+    transposed: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+    _mapped: dict[tuple[Path, str], NDArray[Any]] = field(default_factory=dict, repr=False)
+
+    @property
+    def tells(self) -> bool:
+        """Whether jobs have anything to ask; the order of sources they need not know of."""
+        return bool(self.measured) or self.coefficients is not None
+
+    def extra(self, job: Job, name: str, source: int) -> Extra | None:
+        """What the method's argument ``name`` is for a source; None where nothing is known of this tensor.
+
+        Args:
+            job: one of the plan's jobs.
+            name: an argument of its method, whose kind is ``coefficients`` or ``squared_gradients``.
+            source: which of the job's merged sources, the base left out.
+        """
+        from mergetool.execute.known import Extra
+
+        if wanted(job)[name] == TRAINED:
+            made = self.coefficients
+            if made is None or job.name not in made.values:
+                return None
+            row = made.sources.index(self.plan.sources[merged(job)[source]].label)
+            return Extra(made.values[job.name][row], made.axes[job.name])
+        values = self._values(job, wanted(job)[name], source)
+        return None if values is None or values.shape != job.shape else Extra(values, tuple(range(values.ndim)))
+
+    def matrix(self, job: Job, name: str, source: int) -> Gram | None:
+        """The Gram matrix of a source's inputs; None where the tensor multiplies none, as embeddings and norms.
+
+        It is the mean over tokens: how much text a source was given does not count.
+
+        Args:
+            job: one of the plan's jobs.
+            name: an argument of its method, whose kind is ``gram``.
+            source: which of the job's merged sources, the base left out.
+        """
+        from mergetool.execute.known import Gram
+
+        values = self._values(job, wanted(job)[name], source)
+        if values is None or len(job.shape) < 2:
+            return None
+        stacked = values.ndim == 3
+        order = (1, 2) if job.name in self.transposed else (2, 1)
+        axes = [axis for axis in (order if stacked else [axis - 1 for axis in order]) if axis < len(job.shape)]
+        axis = next((axis for axis in axes if job.shape[axis] == values.shape[-1]), None)
+        fits = len(job.shape) == values.ndim and (not stacked or job.shape[0] == values.shape[0])
+        if axis is None or not fits:
+            return None
+        count = np.maximum(self._field(job, "gram", "count", source), 1.0)
+        return Gram(np.asarray(values, np.float64) / (count[:, None, None] if stacked else count), axis)
+
+    def _values(self, job: Job, kind: str, source: int) -> NDArray[Any] | None:
+        """What is measured of the tensor that a job reads of a source, if anything is."""
+        found: NDArray[Any] | None = self._field(job, kind, FIELDS[kind], source)
+        return found
+
+    def _field(self, job: Job, kind: str, field: str, source: int) -> Any:
+        """A fact of the tensor that a job reads of a source, mapped: what is looked at of it is read."""
+        read = job.reads[(METHODS[job.method].base == "required") + source]
+        facts = self.measured.get((kind, read.source))
+        if facts is None or field not in facts.fields(read.tensor.name):
+            return None
+        place = facts.place(read.tensor.name, field)
+        key = facts.path, place[1].name
+        if key not in self._mapped:
+            self._mapped[key] = _mapped(*place)
+        return self._mapped[key]
+
+
+def _mapped(file: Path, entry: Entry) -> NDArray[Any]:
+    """A tensor of a file without reading it; nobody keeps it in memory who does not look at it."""
+    if not entry.size:
+        return np.empty(entry.shape, entry.dtype.storage)
+    mapped = np.memmap(file, entry.dtype.storage, "r", entry.start, entry.shape or (1,))
+    return np.asarray(mapped).reshape(entry.shape)
