@@ -117,6 +117,8 @@ def entry(shape, begin, end, dtype="U8", **more):
         ({"a": entry([True], 0, 1)}, 1, "whole numbers"),
         ({"a": entry([1.0], 0, 1)}, 1, "whole numbers"),
         ({"a": entry([-1], 0, 1)}, 1, "whole numbers"),
+        (b'{"a":{"dtype":"U8","shape":[-0],"data_offsets":[0,0]}}', 0, "whole numbers"),
+        (b'{"a":{"dtype":"U8","shape":[0],"data_offsets":[-0,0]}}', 0, "whole numbers"),
         ({"a": entry([1], False, 1)}, 1, "whole numbers"),
         ({"a": entry([1], 1, 0)}, 1, "whole numbers"),
         ({"a": entry([3], 0, 2)}, 2, "takes 3 bytes"),
