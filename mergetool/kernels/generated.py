@@ -61,10 +61,30 @@ def cache_folder() -> Path:
 
 
 @cache
+def _numba() -> Any:
+    """Numba, half a second, so only once something is compiled; and without SciPy, another fifth.
+
+    Numba takes SciPy along for linear algebra, which no kernel has. Kernels of others that do will still find it.
+    """
+    blas = "scipy.linalg.cython_blas"
+    if "numba" in sys.modules or blas in sys.modules:
+        import numba
+
+        return numba
+    sys.modules[blas] = None  # type: ignore[assignment]  # what the import system takes for "there is none"
+    try:
+        import numba
+        from numba.np import arraymath
+    finally:
+        del sys.modules[blas]
+    arraymath._HAVE_BLAS = importlib.util.find_spec("scipy") is not None
+    return numba
+
+
+@cache
 def module(name: str, text: str) -> ModuleType:
     """Write a module unless it is there, and load it; a second process that does the same does no harm."""
-    import numba  # half a second, so only once something is compiled
-
+    numba = _numba()
     digest = hashlib.sha256(f"{numba.__version__}\n{_prelude()}\n{text}".encode()).hexdigest()[:16]
     path = cache_folder() / f"{name}_{digest}.py"
     if not path.exists():
