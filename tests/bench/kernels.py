@@ -72,12 +72,13 @@ def combining(method: Method, count: int, kind: str) -> Timed:
     """A call of a method's kernel on one tile, its measures known."""
     based = method.base == "required"
     tiles = inputs(kind, count)[not based :]
-    layout, backend = Layout(based, (kind,) * len(tiles), kind), compiled()
+    extras = [np.random.default_rng(i).random(LARGEST_TILE, np.float32) for i in range(count * len(method.facts))]
+    layout, backend = Layout(based, (kind,) * len(tiles), kind, tuple(method.facts)), compiled()
     bound = chosen(method, count, {})
     known = measured(bound, layout, LARGEST_TILE, lambda do, share=1.0: [(0, do(0, tiles))], backend)
     kernel = combiner(bound, layout, known, backend)
     out = typed(aligned(tiles[0].nbytes), dtype(kind).storage)
-    return lambda: kernel(0, tiles, out)
+    return lambda: kernel(0, (*tiles, *extras), out)
 
 
 def summing(method: Method, wanted: Sums, count: int, kind: str) -> Timed:
