@@ -14,6 +14,7 @@ import numpy as np
 from mergetool.checkpoint import hub
 from mergetool.errors import CheckpointError, MergetoolError
 from mergetool.plan import Job, Plan, build
+from mergetool.plan.stages import wanted
 from mergetool.publish import PROVENANCE, PROVENANCE_FORMAT, RECIPE, header_digest, read_local
 from mergetool.publish.loadable import CannotTell, first_line, misfits
 from mergetool.publish.privacy import Privacy
@@ -233,8 +234,9 @@ def _again(
             is_, said = (f"{x.dtype.name} {list(x.shape)}" for x in (entry, job))
             wrong.append(f"`{job.name}` is {is_} and comes out as {said}")
             continue
-        # A measure of the whole model needs all the jobs; any other tensor only its own sources' files.
-        result = compute(plan if job.facts else replace(plan, jobs=(job,)), job, device)
+        # What is known of the whole model needs all the jobs; any other tensor only its own sources' files.
+        together = job.facts or wanted(job)
+        result = compute(plan if together else replace(plan, jobs=(job,)), job, device)
         with Reader(folder / file) as reader:
             stored = reader.read(entry)
         if not np.array_equal(stored.view(np.uint8), np.asarray(result).view(np.uint8)):
