@@ -72,7 +72,7 @@ class Backend(Protocol):
 
 
 def compiled() -> Backend:
-    """The kernels compiled for this machine's CPU, and Numba loaded, so that the first tile does not wait for it."""
+    """The kernels compiled for this machine's CPU, and LLVM loaded, so that the first tile does not wait for it."""
     from mergetool.kernels import compile
 
     compile.ready()

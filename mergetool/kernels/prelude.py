@@ -185,15 +185,21 @@ def strange_F8_E5M2(x):  # type: ignore[no-untyped-def]  # noqa: D103, N802
 
 
 @njit(error_model="numpy", forceinline=True)
-def draw(key, coordinate):  # type: ignore[no-untyped-def]
-    """A number in [0, 1), the same for the same key and coordinate on any machine: Philox2x32-10 (Salmon 2011)."""
+def draw(key, pair):  # type: ignore[no-untyped-def]
+    """The two words of Philox2x32-10 (Salmon 2011) for a pair of coordinates; the first of them is the lower half."""
     word = u64(0xFFFFFFFF)
-    low = coordinate & word
-    high = (coordinate >> u64(32)) ^ (key >> u64(32))
+    low = pair & word
+    high = (pair >> u64(32)) ^ (key >> u64(32))
     turn = key & word
     for _ in range(10):  # in 64-bit lanes throughout, which LLVM keeps in vectors
         product = low * u64(0xD256D193)
         low = (product >> u64(32)) ^ turn ^ high
         high = product & word
         turn = (turn + u64(0x9E3779B9)) & word
-    return f64(i64(low)) * 2.3283064365386963e-10
+    return u64(high << u64(32)) | low
+
+
+@njit(error_model="numpy", forceinline=True)
+def unit(drawn):  # type: ignore[no-untyped-def]
+    """A word as a number in [0, 1), the same on any machine."""
+    return f64(i64(drawn)) * 2.3283064365386963e-10

@@ -17,16 +17,18 @@ def key(seed: int, source: str, tensor: str) -> int:
 def draws(key: int, start: int, stop: int) -> NDArray[np.float64]:
     """Uniform numbers in [0, 1) for coordinates ``start`` to ``stop``: Philox2x32-10 (Salmon et al., SC 2011).
 
-    The counter is the coordinate, its upper word crossed with the upper half of the key; the lower half is the
-    generator's key. The first output word divided by 2**32 is the draw.
+    The counter is half the coordinate, its upper word crossed with the upper half of the key; the lower half is the
+    generator's key. An even coordinate takes the first of the two words that come out, an odd one the second; divided
+    by 2**32 it is the draw.
     """
-    coordinate = np.arange(start, stop, dtype=np.uint64)
-    low = coordinate & np.uint64(0xFFFFFFFF)
-    high = (coordinate >> np.uint64(32)) ^ np.uint64(key >> 32)
+    pair = np.arange(start >> 1, (stop + 1) >> 1, dtype=np.uint64)
+    low = pair & np.uint64(0xFFFFFFFF)
+    high = (pair >> np.uint64(32)) ^ np.uint64(key >> 32)
     turn = key & 0xFFFFFFFF
     for _ in range(10):
         product = low * np.uint64(0xD256D193)
         low = (product >> np.uint64(32)) ^ np.uint64(turn) ^ high
         high = product & np.uint64(0xFFFFFFFF)
         turn = (turn + 0x9E3779B9) & 0xFFFFFFFF
-    return low.astype(np.float64) * 2.0**-32
+    words = np.stack([low, high], axis=1).reshape(-1)
+    return words[start & 1 :][: stop - start].astype(np.float64) * 2.0**-32

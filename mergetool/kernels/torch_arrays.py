@@ -106,16 +106,17 @@ class TorchArrays(NumpyArrays):
     def draws(self, key: int, start: int, stop: int) -> torch.Tensor:
         """The draws of :func:`mergetool.kernels.random.draws`, in wrapping int64 arithmetic."""
         word = 0xFFFFFFFF
-        coordinate = torch.arange(start, stop, dtype=torch.int64, device=self.device)
-        low = coordinate & word
-        high = (coordinate >> 32) ^ (key >> 32)
+        pair = torch.arange(start >> 1, (stop + 1) >> 1, dtype=torch.int64, device=self.device)
+        low = pair & word
+        high = (pair >> 32) ^ (key >> 32)
         turn = key & word
         for _ in range(10):
             product = low * 0xD256D193
             low = ((product >> 32) & word) ^ turn ^ high
             high = product & word
             turn = (turn + 0x9E3779B9) & word
-        return low.double() * 2.0**-32
+        words = torch.stack([low, high], dim=1).view(-1)
+        return words[start & 1 :][: stop - start].double() * 2.0**-32
 
     def block_sums(self, term: torch.Tensor, size: int) -> Array:
         """The float64 sum of each block."""

@@ -176,7 +176,7 @@ def mask(key, shape, density):
     """The coordinates that a key keeps."""
     word = 0xFFFFFFFF
     count = int(np.prod(shape))
-    draws = [oracles.philox2x32((k & word, (k >> 32) ^ (key >> 32)), key & word)[0] for k in range(count)]
+    draws = [oracles.philox2x32((k // 2 & word, key >> 32), key & word)[k % 2] for k in range(count)]
     return np.array([draw * 2.0**-32 < density for draw in draws]).reshape(shape)
 
 

@@ -9,8 +9,8 @@ import pytest
 
 CODE = """
 import sys
-from mergetool.kernels import compile
-compile.ready()
+from mergetool.kernels import objects
+objects._numba()
 assert "scipy.linalg" not in sys.modules
 import numba, numpy as np
 @numba.njit

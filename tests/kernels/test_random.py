@@ -32,30 +32,32 @@ bindings = pytest.mark.parametrize("draws", BINDINGS.values(), ids=BINDINGS)
 
 @bindings
 @pytest.mark.parametrize(("counter", "key", "result"), oracles.PHILOX_VECTORS)
-def test_a_draw_is_the_first_word_of_philox(draws, counter, key, result):
+def test_two_draws_are_the_two_words_of_philox(draws, counter, key, result):
     """The published known answers; the counter's upper word is reached through the upper half of the key."""
     low, high = counter
-    assert draws((high << 32) | key, low, low + 1)[0] == result[0] / 2**32
+    found = draws((high << 32) | key, 2 * low, 2 * low + 2)
+    assert found.tolist() == [result[0] / 2**32, result[1] / 2**32]
 
 
 @bindings
-@pytest.mark.parametrize("start", [0, 65536 * 5, 2**32 - 3, 2**33 + 17, 2**45])
-def test_a_coordinate_is_the_counter(draws, start):
-    """Coordinates beyond 2**32 are crossed with the upper half of the key."""
+@pytest.mark.parametrize("start", [0, 1, 65536 * 5, 2**32 - 3, 2**33 + 17, 2**45])
+def test_half_the_coordinate_is_the_counter(draws, start):
+    """Counters beyond 2**32 are crossed with the upper half of the key."""
     key = 0x0123456789ABCDEF
     found = draws(key, start, start + 6)
     for i, draw in enumerate(found):
-        coordinate = start + i
-        counter = (coordinate & 0xFFFFFFFF, (coordinate >> 32) ^ (key >> 32))
-        assert draw == oracles.philox2x32(counter, key & 0xFFFFFFFF)[0] / 2**32
+        pair, which = divmod(start + i, 2)
+        counter = (pair & 0xFFFFFFFF, (pair >> 32) ^ (key >> 32))
+        assert draw == oracles.philox2x32(counter, key & 0xFFFFFFFF)[which] / 2**32
 
 
 @pytest.mark.parametrize("key", [0, 1, 2**63, 2**64 - 1, random.key(1, "a", "b")])
-@pytest.mark.parametrize("start", [0, 2**32 - 500])
-def test_all_bindings_draw_the_same(key, start):
-    expected = random.draws(key, start, start + 1000)
-    np.testing.assert_array_equal(compiled_draws(key, start, start + 1000), expected)
-    np.testing.assert_array_equal(torch_draws(key, start, start + 1000), expected)
+@pytest.mark.parametrize("start", [0, 2**32 - 501, 2**33 - 500])
+@pytest.mark.parametrize("count", [1, 1000, 2048, 2049, 4097])
+def test_all_bindings_draw_the_same(key, start, count):
+    expected = random.draws(key, start, start + count)
+    np.testing.assert_array_equal(compiled_draws(key, start, start + count), expected)
+    np.testing.assert_array_equal(torch_draws(key, start, start + count), expected)
 
 
 @bindings

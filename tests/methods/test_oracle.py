@@ -83,11 +83,19 @@ MIXED = ("BF16", "F32", "F16", "BF16")
 @variants
 @pytest.mark.parametrize(("dtypes", "output"), [(MIXED, "BF16"), (("F16",), "F16")], ids=["mixed-BF16", "F16"])
 def test_16_bit_results_are_the_oracle_rounded_once(method, parameters, dtypes, output):
-    """Bit for bit, also where the inputs have three dtypes."""
+    """Bit for bit, also where the inputs have three dtypes.
+
+    Either neighbour will do where the exact result is half-way between them, as few bits divided and multiplied by the
+    same number are: then the last bit of a float64 decides.
+    """
     case = make(method, parameters, SIZE, dtypes, output, seed=1)
     out, bad = merge(case)
     assert bad == 0
-    np.testing.assert_array_equal(out, ROUND[output](expected(case)))
+    exact = expected(case)
+    last = np.abs(exact) * 2.0**-50
+    below, nearest, above = (ROUND[output](exact + step) for step in (-last, 0.0, last))
+    assert np.mean(out == nearest) > 0.999
+    np.testing.assert_array_equal(np.where(out == above, above, np.where(out == below, below, nearest)), out)
 
 
 @pytest.mark.parametrize("density", [0.0, 1e-6, 0.2, 1.0])
