@@ -1,4 +1,4 @@
-"""How much a header of a size may hold: counted before it is parsed, so that a hostile one takes no more than a full one.
+"""How much a header of a size may hold: counted before it is parsed, so that none takes more than one full of tensors.
 
 An empty object is two bytes on disk and sixty in memory. What a tensor needs sets the bounds: its entry has 46 bytes
 and a name. So a header that passes takes about ten times its size while it is parsed, as one full of tensors does.
