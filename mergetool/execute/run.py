@@ -112,7 +112,7 @@ def made_ahead(plan: Plan, stage: Staging, trust_code: bool, device: str, progre
     folder = stage.path / FOLDER
     with stage.alone(FACTS):
         root = None if stage.share is None else folder
-        found = prepare(plan, trust_code=trust_code, device=device.partition(",")[0], progress=progress, root=root)
+        found = prepare(plan, trust_code=trust_code, device=device, progress=progress, root=root)
         folder.mkdir(exist_ok=True)
         atomic_write(folder / _NOTES, json.dumps(found.notes, ensure_ascii=False))
     return found
@@ -199,7 +199,7 @@ def compute(plan: Plan, job: Job, device: str = "cpu", trust_code: bool = False)
     result = Memory(job.bytes_written)
     backend = backend_for(device)
     asked = plan.recipe.align is not None or bool(wanted(job))
-    ahead = prepare(plan, trust_code=trust_code, device=device.partition(",")[0]) if asked else Prepared(plan)
+    ahead = prepare(plan, trust_code=trust_code, device=device) if asked else Prepared(plan)
     ready = fetched(plan, ahead.turnings)
     with open_sources(ready, ahead.turnings) as sources, ThreadPoolExecutor(plan.memory.workers) as pool:
         needed = replace(plan, jobs=tuple(j for j in plan.jobs if set(j.facts) & set(job.facts)))
