@@ -27,7 +27,8 @@ from mergetool.cli import options
     help="Where the recipe's relative paths start from, if the model or its recipe was moved.",
 )
 @options.device
-def command(folder: Path, sample: int, recipe_folder: Path | None, device: str) -> None:
+@options.trust_code
+def command(folder: Path, sample: int, recipe_folder: Path | None, device: str, trust_code: bool) -> None:
     """Check a merged model.
 
     Every byte in FOLDER is compared with the record that the run left there, and some tensors are merged
@@ -40,7 +41,7 @@ def command(folder: Path, sample: int, recipe_folder: Path | None, device: str) 
     from mergetool.execute.verify import SKIPPED, verify
     from mergetool.plan.columns import paragraph
 
-    found = verify(folder, sample, device, recipe_folder)
+    found = verify(folder, sample, device, recipe_folder, trust_code)
     for check in found.checks:
         word = "skipped" if check.skipped else "ok" if check.ok else "WRONG"
         head = f"{word:<8} {check.name:<8} "

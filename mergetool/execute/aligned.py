@@ -51,6 +51,9 @@ class Aligned:
             sizes = [match.size for match in matches]
             each = ([getattr(match, name) for match in matches] for name in ("identity", "found", "moved"))
             before, after, moved = (float(np.average(values, weights=sizes)) for values in each)
+            if not moved:
+                yield f"{kind} stay as they are: {before:.3f} of a perfect match"
+                continue
             yield f"{kind} turned: {before:.3f} → {after:.3f} of a perfect match, {moved:.1%} of the units moved"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,18 @@ _ROUNDS = 30
 
 
 def table(facts: Facts) -> str:
-    """The kind, what it was measured from, and a line for every tensor."""
+    """The kind, what it was measured from, and a line for every fact; how many rows it is made from is told with it."""
     data = as_json(facts)
     made_of = [(key, json.dumps(value, ensure_ascii=False)) for key, value in data["made_of"].items()]
     head = [("kind", data["kind"]), ("of", data["label"]), *made_of, ("tensors", f"{len(data['tensors']):,}")]
-    rows = [("tensor", "dtype", "shape", "")]
-    rows += [(t["name"], t["dtype"], "×".join(map(str, t["shape"])) or "scalar", _words(t)) for t in data["tensors"]]
+    rows = list(_rows(data["tensors"]))
+    # What is the same in every line is told once: room for names is scarce.
+    for i, key in ((4, "count"), (1, "fact")):
+        if len({row[i] for row in rows}) == 1:
+            head += [(key, rows[0][i])] if rows[0][i] else []
+            rows = [(*row[:i], *row[i + 1 :]) for row in rows]
+        elif key == "count":
+            rows = [(*row[:3], ", ".join(filter(None, (row[3], row[4] and f"count {row[4]}")))) for row in rows]
     lines = [str(facts.path), *columns(head), "", *columns(rows)]
     if facts.aliases:
         shared = sorted(facts.aliases.items())
@@ -49,15 +55,33 @@ def as_json(facts: Facts) -> dict[str, Any]:
     }
 
 
-def _words(tensor: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value:.4g}" for key, value in tensor["numbers"].items() if value is not None)
+def _rows(tensors: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
+    """Name, fact, shape, a few numbers, and of how many rows; a count alone has a line of its own."""
+    split = [(*tensor["name"].rpartition(":")[::2], tensor) for tensor in tensors]
+    counts = {name: tensor for name, field, tensor in split if field == "count"}
+    told = {name for name, field, _ in split if field != "count"}
+    for name, field, tensor in split:
+        if field == "count" and name in told:
+            continue
+        count = _words("count", counts[name]).removeprefix("value ") if name in counts and field != "count" else ""
+        yield name, field, "×".join(map(str, tensor["shape"])) or "scalar", _words(field, tensor), count
+
+
+def _words(field: str, tensor: Mapping[str, Any]) -> str:
+    known = {key: f"{value:.3g}" for key, value in tensor["numbers"].items() if value is not None}
+    if field == "scores" and len(known) == 3:
+        before, found, moved = tensor["numbers"].values()
+        return f"{before:.3f} → {found:.3f} of a perfect match, {moved:.1%} moved"
+    if known.keys() >= {"least", "mean", "largest"}:
+        return f"{known['least']} to {known['largest']}, mean {known['mean']}"
+    return ", ".join(f"{key} {value}" for key, value in known.items())
 
 
 def _numbers(field: str, values: NDArray[Any]) -> dict[str, float | None]:
     """A few numbers that tell whether a fact is what it should be; None for what is not finite."""
     if values.size == 0:
         return {}
-    look: Callable[[NDArray[Any]], dict[str, float]] = _gram if field == "gram" else _range
+    look = _LOOKS.get(field, _range)
     return {key: float(value) if np.isfinite(value) else None for key, value in look(values).items()}
 
 
@@ -73,6 +97,22 @@ def _gram(values: NDArray[Any]) -> dict[str, float]:
     traces = [float(np.trace(matrix, dtype=np.float64)) for matrix in matrices]
     used = [matrix for matrix, trace in zip(matrices, traces, strict=True) if trace > 0]
     return {"trace": sum(traces), "condition": max(map(condition, used), default=np.inf)}
+
+
+def _permutation(values: NDArray[Any]) -> dict[str, float]:
+    return {"moved": float(np.count_nonzero(values != np.arange(len(values))))}
+
+
+def _scores(values: NDArray[Any]) -> dict[str, float]:
+    """What the units of a group score in their own places and as they were found, and the share that moved."""
+    return dict(zip(("before", "found", "share"), values.tolist(), strict=True))
+
+
+_LOOKS: Mapping[str, Callable[[NDArray[Any]], dict[str, float]]] = {
+    "gram": _gram,
+    "permutation": _permutation,
+    "scores": _scores,
+}
 
 
 def condition(gram: NDArray[Any]) -> float:

@@ -76,7 +76,7 @@ def run_part(
     backend = backend_for(device)
     jobs = share.of(plan.jobs)
     nbytes = sum(job.bytes_written for job in jobs)
-    if not force and (whole := complete_already(plan, target, began)) is not None:
+    if not force and (whole := complete_already(plan, target, began, allow_nonfinite)) is not None:
         digests = {job.name: whole.digests[job.name] for job in jobs}
         return PartReport(share, target, digests, whole.notes, {}, whole.seconds, 0, 0, nbytes, (), True)
     with staging(plan, target, share) as stage:

@@ -34,7 +34,7 @@ def prepare(
     Args:
         plan: the plan.
         trust_code: whether the recipe's adapter may be run.
-        device: where models are run.
+        device: where models are run; several with commas between, if one may be dealt out to them.
         progress: is told how many bytes of weights are done.
         root: where folders of facts are kept; the cache by default.
 

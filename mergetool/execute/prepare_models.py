@@ -26,7 +26,7 @@ class Sources:
         turnings: those that are read in another order of their units, by their place in the plan.
         orders: what the order of each of these was found by, for digests.
         adapter: makes the networks that transformers does not know.
-        device: where models run.
+        device: where models run; several with commas between, if one may be dealt out to them.
     """
 
     plan: Plan

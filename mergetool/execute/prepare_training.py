@@ -181,7 +181,7 @@ def _made(
             slots=_slots(model.anatomy.parts, needed, jobs, settings, transposed(model)),
             base=None if base is None else (plan.sources[base].label, views[base]),
             places=places,
-            device=sources.device,
+            device=sources.device.partition(",")[0],
         )
         every = [[row for rows in each for row in rows] for each in data]
         trained = _trained(models, every, settings, found, progress)

@@ -12,6 +12,7 @@ from mergetool.execute.forward.gradients import Gradient, Labels, backward
 from mergetool.execute.forward.model import Model
 from mergetool.execute.forward.passes import WHOLE
 from mergetool.execute.forward.rows import Batch
+from mergetool.execute.forward.spread import loaded
 from mergetool.execute.progress import Progress
 from mergetool.facts.statistics import SENSITIVITY, State, Statistic
 from mergetool.plan.faults import listed
@@ -41,21 +42,20 @@ def record_gradients(
             if asked is not None and seen.name not in asked:
                 continue
             if each is SENSITIVITY:
-                state = known.setdefault(seen.name, each.empty((), model.device))
+                state = known.setdefault(seen.name, each.empty((), seen.gradient.device))
                 each.accumulate(state, seen.weight, seen.gradient / seen.predictions)
             else:
                 if seen.name not in known:
-                    known[seen.name] = each.empty(tuple(seen.gradient.shape), model.device)
+                    known[seen.name] = each.empty(tuple(seen.gradient.shape), seen.gradient.device)
                 each.accumulate(known[seen.name], seen.gradient)
 
     progress.start(model.nbytes(model.groups), f"measure {model.label}")
-    model.load(model.groups, gradients=True)
     try:
-        for i, batch in enumerate(batches):
-            samples += backward(model, batch, told, labels, seed=seed * 1_000_003 + i)
-            progress.advance(model.nbytes(model.groups) // len(batches))
+        with loaded(model, gradients=True):
+            for i, batch in enumerate(batches):
+                samples += backward(model, batch, told, labels, seed=seed * 1_000_003 + i)
+                progress.advance(model.nbytes(model.groups) // len(batches))
     finally:
-        model.free(model.groups)
         progress.close()
     for each in statistics:
         if strict and (unseen := sorted(set(names[each.name] or ()) - states[each.name].keys())):

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mergetool.errors import OutputRefused, RunError
+from mergetool.errors import NonFinite, OutputRefused, Problem, RunError
 from mergetool.execute.devices import backend_for, memory_for
 from mergetool.execute.engine import Engine
 from mergetool.execute.job import Outcome, work
@@ -31,6 +31,9 @@ from mergetool.storage.writer import atomic_write
 
 _NOTES = "notes.json"
 """Where what was found ahead of the jobs is said, beside the facts, for the parts and for what finishes them."""
+
+_NOT_FINITE = " is not finite: "
+"""What notes say of a tensor that has NaNs or infinities."""
 
 
 def run(
@@ -72,7 +75,7 @@ def run(
     """
     began = time.monotonic()
     target = destination(plan, output, force)
-    if not force and (report := complete_already(plan, target, began)) is not None:
+    if not force and (report := complete_already(plan, target, began, allow_nonfinite)) is not None:
         return report
     backend = backend_for(device)
     began = time.monotonic()
@@ -109,7 +112,7 @@ def made_ahead(plan: Plan, stage: Staging, trust_code: bool, device: str, progre
     folder = stage.path / FOLDER
     with stage.alone(FACTS):
         root = None if stage.share is None else folder
-        found = prepare(plan, trust_code=trust_code, device=device.partition(",")[0], progress=progress, root=root)
+        found = prepare(plan, trust_code=trust_code, device=device, progress=progress, root=root)
         folder.mkdir(exist_ok=True)
         atomic_write(folder / _NOTES, json.dumps(found.notes, ensure_ascii=False))
     return found
@@ -139,16 +142,21 @@ def destination(plan: Plan, output: Path | str | None, force: bool) -> Path:
     return target
 
 
-def complete_already(plan: Plan, target: Path, began: float) -> Report | None:
+def complete_already(plan: Plan, target: Path, began: float, allow_nonfinite: bool = True) -> Report | None:
     """The report of a folder that is this plan's result, tidied up; None where there is work to do.
 
     Raises:
+        NonFinite: the folder was made with what is not finite, and this run may not have any.
         RunError: what a killed run left in it cannot be removed.
     """
     ours = read_provenance(target)
     if ours is None or not _complete(plan, target, ours):
         return None
     tidy(target)
+    bad = [note for note in ours["notes"] if _NOT_FINITE in note]
+    if bad and not allow_nonfinite:
+        fix = "mend the source and run again, or give `--allow-nonfinite` to keep the folder as it is"
+        raise NonFinite(Problem(f"was made with --allow-nonfinite: {note}", str(target), fix) for note in bad[:10])
     return Report(plan, target, ours["tensors"], tuple(ours["notes"]), {}, time.monotonic() - began, 0, 0, True)
 
 
@@ -191,7 +199,7 @@ def compute(plan: Plan, job: Job, device: str = "cpu", trust_code: bool = False)
     result = Memory(job.bytes_written)
     backend = backend_for(device)
     asked = plan.recipe.align is not None or bool(wanted(job))
-    ahead = prepare(plan, trust_code=trust_code, device=device.partition(",")[0]) if asked else Prepared(plan)
+    ahead = prepare(plan, trust_code=trust_code, device=device) if asked else Prepared(plan)
     ready = fetched(plan, ahead.turnings)
     with open_sources(ready, ahead.turnings) as sources, ThreadPoolExecutor(plan.memory.workers) as pool:
         needed = replace(plan, jobs=tuple(j for j in plan.jobs if set(j.facts) & set(job.facts)))
@@ -229,7 +237,7 @@ def findings(outcomes: Mapping[str, Outcome]) -> list[str]:
         for name, outcome in outcomes.items()
         if outcome.unequal
     ]
-    return notes + [f"{name} is not finite: {_counts(outcome)}" for name, outcome in outcomes.items() if outcome.bad]
+    return notes + [f"{name}{_NOT_FINITE}{_counts(outcome)}" for name, outcome in outcomes.items() if outcome.bad]
 
 
 def _counts(outcome: Outcome) -> str:

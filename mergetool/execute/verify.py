@@ -55,7 +55,13 @@ class Verification:
         return all(check.ok for check in self.checks)
 
 
-def verify(folder: Path, sample: int = 8, device: str = "cpu", recipe_folder: Path | None = None) -> Verification:
+def verify(
+    folder: Path,
+    sample: int = 8,
+    device: str = "cpu",
+    recipe_folder: Path | None = None,
+    trust_code: bool = False,
+) -> Verification:
     """Check a model folder that mergetool made; every byte of it is read once, one block at a time.
 
     The tensors to make again are the same every time: the first, the largest, and others at equal distances over
@@ -67,6 +73,7 @@ def verify(folder: Path, sample: int = 8, device: str = "cpu", recipe_folder: Pa
         device: where they are made.
         recipe_folder: where the recipe's relative paths start from; by default where the recipe lay, if the folder
             was made on this machine.
+        trust_code: whether the recipe's adapter may be run; tensors are not made again where it may not.
 
     Raises:
         CheckpointError: the folder has no provenance that can be read.
@@ -86,7 +93,7 @@ def verify(folder: Path, sample: int = 8, device: str = "cpu", recipe_folder: Pa
     check("tensors", lambda: _tensors(folder, record, headers))
     check("files", lambda: _files(folder, record))
     check("config", lambda: _config(folder, headers))
-    check("sources", lambda: _again(folder, record, headers, sample, device, recipe_folder))
+    check("sources", lambda: _again(folder, record, headers, sample, device, recipe_folder, trust_code))
     return Verification(folder, tuple(checks))
 
 
@@ -207,6 +214,7 @@ def _again(
     sample: int,
     device: str,
     recipe_folder: Path | None,
+    trust_code: bool,
 ) -> tuple[bool, str]:
     from mergetool.execute import compute
 
@@ -221,6 +229,11 @@ def _again(
         return True, f"{SKIPPED}the plan cannot be built again: {first_line(error)}"
     if changed := _changed(plan, record):
         return True, f"{SKIPPED}not the sources that it was made from: {changed}"
+    if changed := _other_data(plan, record):
+        return True, f"{SKIPPED}not the data that it was made with: {changed}"
+    if recipe.calibration is not None and recipe.calibration.adapter is not None and not trust_code:
+        fix = "read it, and add --trust-code if you trust it"
+        return True, f"{SKIPPED}the recipe's adapter {recipe.calibration.adapter} is code; {fix}"
     held = {name: (file, entry) for file, header in headers.items() for name, entry in header.entries.items()}
     wrong, made = [], 0
     for job in chosen(plan.jobs, sample):
@@ -236,7 +249,7 @@ def _again(
             continue
         # What is known of the whole model needs all the jobs; any other tensor only its own sources' files.
         together = job.facts or wanted(job)
-        result = compute(plan if together else replace(plan, jobs=(job,)), job, device)
+        result = compute(plan if together else replace(plan, jobs=(job,)), job, device, trust_code)
         with Reader(folder / file) as reader:
             stored = reader.read(entry)
         if not np.array_equal(stored.view(np.uint8), np.asarray(result).view(np.uint8)):
@@ -263,6 +276,12 @@ def _changed(plan: Plan, record: Mapping[str, Any]) -> str:
         if (names[source.label], source.checkpoint.commit, found) != (stated["label"], stated["commit"], said):
             return names[source.label]
     return ""
+
+
+def _other_data(plan: Plan, record: Mapping[str, Any]) -> str:
+    """The first data whose content or settings are not those on record."""
+    stated = record.get("data", plan.data)
+    return next((name for name, found in plan.data.items() if stated.get(name) != found), "")
 
 
 def _absent(plan: Plan, job: Job) -> str:

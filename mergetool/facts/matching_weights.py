@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -107,11 +108,19 @@ class _Weights:
             for name in held.keys() - set(names):
                 del held[name]
 
-    def _pair(self, turning: Turning, member: Member) -> tuple[Array, Array]:
-        """The units of one member in both models, [size, numbers of a unit], the other's turned."""
+    def _pair(self, turning: Turning, member: Member, across: Turning | None = None) -> tuple[Array, Array]:
+        """The units of one member in both models, [size, numbers of a unit], the other's turned.
+
+        Along the other axes it is turned by ``across``, where that is not the same.
+        """
         values = self._read(1, member.tensor)
         tensor, slab, start = turning.lands(member, values.shape[member.axis])
         indices = turning.of(tensor, values.shape).indices
+        if across is not None:
+            along = {at: index for at, index in indices.items() if at == member.axis}
+            indices = {**across.of(tensor, values.shape).indices, **along}
+            if member.axis not in along:
+                indices.pop(member.axis, None)
         reference, axis = self._read(0, tensor), member.axis
         if reference.shape != values.shape:
             what = f"has shape {list(values.shape)}, and {tensor} of the reference {list(reference.shape)}"
@@ -133,7 +142,7 @@ class _Weights:
         squares = np.zeros((2, group.size))
         names = () if streamed else group.tensors
         self._keep([*names, *map(turning.place, names)])
-        for left, right in self._pairs(turning, group):
+        for left, right in self._pairs(turning, group, state.turning()):
             for start in range(0, group.size, _TILE):
                 scores[start : start + _TILE] += self._product(left[start : start + _TILE], right.T)
             squares += [_squares(left), _squares(right)]
@@ -146,10 +155,12 @@ class _Weights:
             norms = np.ones_like(norms)
         return Score(scores, norms[0], norms[1])
 
-    def _pairs(self, turning: Turning, group: Group) -> Iterator[tuple[Array, Array]]:
+    def _pairs(self, turning: Turning, group: Group, current: Turning) -> Iterator[tuple[Array, Array]]:
+        axes = Counter(tensor for tensor, _ in {(member.tensor, member.axis) for member in group.members})
         for member in group.members:
             if not member.tensor.endswith(_STATISTICS):  # the scale of data, not of weights
-                yield self._pair(turning, member)
+                # From the residual stream to itself: the other axis has the order that was found last.
+                yield self._pair(turning, member, current if axes[member.tensor] > 1 else None)
         for row in group.rows:
             pair = []
             for model in (0, 1):

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from mergetool.plan.sources import open_sources, references
 from mergetool.plan.stages import stages, unmet, unsupported
 from mergetool.plan.work import Plan, Route, Source
 from mergetool.recipe import Recipe, read
-from mergetool.recipe.files import absent, fingerprint
+from mergetool.recipe.files import absent, fingerprints
 from mergetool.storage.shards import Shard, shard
 
 SHARD_SIZE = 5_000_000_000
@@ -142,6 +142,7 @@ def _build(
         faults.add(PlanError, error.problems)
         return None
     stem = _stem(sources[lender].checkpoint.weight_files)
+    data = fingerprints(recipe)
     shards = shard(((job.name, job.dtype, job.shape) for job in jobs), shard_size, stem)
     return Plan(
         recipe=recipe,
@@ -153,9 +154,10 @@ def _build(
         stages=stages(recipe, sources, jobs, fitted),
         routes=(*maker.routes, *_lent(recipe, sources, maker.routes)),
         memory=fitted,
-        digest=digest(recipe, sources, shards),
+        digest=digest(recipe, sources, shards, data),
         output=target,
         notes=notes(recipe, sources, lender),
+        data=data,
     )
 
 
@@ -201,8 +203,16 @@ def _output(recipe: Recipe, output: str | os.PathLike[str] | None) -> Path | Non
     return (recipe.folder or Path()) / recipe.output
 
 
-def digest(recipe: Recipe, sources: Sequence[Source], shards: Sequence[Shard]) -> str:
+def digest(
+    recipe: Recipe, sources: Sequence[Source], shards: Sequence[Shard], data: Mapping[str, str] | None = None
+) -> str:
     """A hash of what decides the output's bytes: recipe, sources' identities, calibration data, layout.
+
+    Args:
+        recipe: the recipe.
+        sources: its models, opened.
+        shards: the output's files.
+        data: the fingerprints of the calibration data, where they were just taken.
 
     Raises:
         CheckpointError: a file of the calibration cannot be opened.
@@ -215,9 +225,7 @@ def digest(recipe: Recipe, sources: Sequence[Source], shards: Sequence[Shard]) -
         "shards": [(s.file, hashlib.sha256(s.preamble).hexdigest()) for s in shards],
     }
     if recipe.calibration is not None:
-        adapter = recipe.calibration.adapter_file(recipe.folder)
-        every = recipe.calibration.data
-        content["data"] = [fingerprint(data, recipe.folder, recipe.seed, adapter) for data in every]
+        content["data"] = list((fingerprints(recipe) if data is None else data).values())
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -155,6 +155,8 @@ class Plan:
     output: Path | None
     notes: tuple[str, ...] = ()
     """What a user should know and nothing is wrong with."""
+    data: Mapping[str, str] = field(default_factory=dict)
+    """What tells the content of the recipe's data from others', by name."""
 
     def passes(self, job: Job) -> int:
         """How often a run reads a job's sources, all stages together; when more than once, about."""

@@ -50,6 +50,7 @@ def provenance(
         "sources": [_source(source, privacy) for source in plan.sources],
         "methods": _methods(plan.jobs, privacy),
         "routes": _routes(plan.routes, privacy),
+        "data": dict(plan.data),
         "shards": {shard.file: _file(shard.header) for shard in plan.shards},
         "tensors": {job.name: digests[job.name] for job in plan.jobs},
         "files": dict(sorted(files.items())),

@@ -78,6 +78,20 @@ def fingerprint(data: Data, folder: File | None = None, seed: int = 0, adapter: 
     return hashlib.sha256(json.dumps([content, settings]).encode()).hexdigest()
 
 
+def fingerprints(recipe: Recipe) -> dict[str, str]:
+    """The fingerprint of each of a recipe's data, by name.
+
+    Raises:
+        CheckpointError: a file cannot be opened.
+        RunError: the disk fails.
+    """
+    calibration = recipe.calibration
+    if calibration is None:
+        return {}
+    adapter = calibration.adapter_file(recipe.folder)
+    return {data.name: fingerprint(data, recipe.folder, recipe.seed, adapter) for data in calibration.data}
+
+
 def _files(place: File) -> Iterator[tuple[str, File]]:
     """A file, or all the files in a folder, each with its name from there."""
     if not place.is_dir():

@@ -19,6 +19,7 @@ from typing import Any
 
 from mergetool.errors import CheckpointError, HeaderError, Problem
 from mergetool.storage import system
+from mergetool.storage.density import refuse_dense
 from mergetool.storage.dtypes import DTYPES, DType
 from mergetool.storage.preamble import LARGEST_HEADER, preamble_size, truncated
 from mergetool.storage.strict import parse_object, shown
@@ -74,7 +75,7 @@ class Header:
     file_size: int
 
 
-def parse(raw_json: bytes, data_start: int, file_size: int, where: str) -> Header:
+def parse(raw_json: bytes | bytearray, data_start: int, file_size: int, where: str) -> Header:
     """Check the JSON of a header in full and turn it into a :class:`Header`.
 
     Args:
@@ -86,6 +87,7 @@ def parse(raw_json: bytes, data_start: int, file_size: int, where: str) -> Heade
     Raises:
         HeaderError: the header breaks the format, or the file is shorter or longer than it says.
     """
+    refuse_dense(raw_json, where)
     document = parse_object(raw_json, where)
     problems: list[str] = []
     metadata = _metadata(document.pop(_METADATA, {}), problems)
@@ -136,7 +138,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         raise system.read_failure(error, path) from error
     finally:
         system.drop(fd)
-    return parse(bytes(raw), start, size, str(path))
+    return parse(raw, start, size, str(path))
 
 
 def open_source(path: Path) -> int:
@@ -202,7 +204,9 @@ def _metadata(found: Any, problems: list[str]) -> Mapping[str, str]:
         problems.append(f"{_METADATA} must map strings to strings")
         return {}
     try:
-        "".join((*found, *found.values())).encode()
+        for text in (*found, *found.values()):
+            if not text.isascii():
+                text.encode()
     except UnicodeEncodeError:
         problems.append(f"{_METADATA} is not valid Unicode")
         return {}

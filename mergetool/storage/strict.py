@@ -10,7 +10,7 @@ from mergetool.errors import HeaderError
 _FIX = "download the file again"
 
 
-def parse_object(raw_json: bytes, where: str) -> dict[str, Any]:
+def parse_object(raw_json: bytes | bytearray, where: str) -> dict[str, Any]:
     """The JSON object in ``raw_json``, found in the file ``where``.
 
     Raises:

@@ -9,15 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from anatomy.symmetric import made, random_permutations, turned
+from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
 from execute.test_calibration import make_tokenizer
+from mergetool.cli.group import mergetool
 from mergetool.errors import CheckpointError, NonFinite, PlanError, RunError
 from mergetool.execute import align_check
 from mergetool.execute.align import KIND, alignment
 from mergetool.execute.devices import backend_for
 from mergetool.execute.job import work
 from mergetool.execute.outlet import Memory
+from mergetool.execute.run import run
 from mergetool.execute.sources import fetched, open_sources
 from mergetool.plan import build
 from mergetool.recipe import load
@@ -346,3 +349,22 @@ def test_what_transformers_does_not_know_is_aligned_and_said_not_to_be_checked(t
     found = alignment(plan, root=tmp_path / "facts")
     assert "was not checked" in found.notes[-1]
     assert_same(merged(plan, found), model.tensors)
+
+
+def test_what_an_adapter_had_a_part_in_is_verified_where_it_is_trusted(tmp_path, monkeypatch):
+    monkeypatch.setattr("mergetool.execute.fact_making.cache_root", lambda: tmp_path / "facts")
+    twin(tmp_path, "llama")
+    words(tmp_path)
+    (tmp_path / "adapter.py").write_text(ADAPTER)
+    text = DATA.replace("{data:", "{adapter: adapter.py, data:") + LINEAR % BY_ACTIVATIONS
+    run(planned(tmp_path, text), tmp_path / "merged", trust_code=True)
+
+    def sources(*flags):
+        result = CliRunner().invoke(mergetool, ["verify", str(tmp_path / "merged"), *flags])
+        assert result.exit_code == 0
+        return " ".join(result.output.partition("sources")[2].split())
+
+    assert sources().startswith("the recipe's adapter adapter.py is code; read it, and add --trust-code")
+    assert "8 of 30 tensors made again, the same bytes" in sources("--trust-code")
+    (tmp_path / "words.txt").write_text("something else")
+    assert sources("--trust-code").startswith("not the data that it was made with: words")

@@ -109,8 +109,9 @@ def test_the_table_tells_what_a_reader_checks_first(tmp_path):
     text = table(facts)
     for words in (
         'data     "prose"',
-        "w:gram   F32    3×3     trace 3, condition 1",
-        "value 7",
+        "fact     gram",
+        "count    7",
+        "w  3×3  trace 3, condition 1",
         "v  w",
         "note: a note",
     ):
@@ -131,6 +132,22 @@ def test_the_condition_of_a_large_matrix_is_estimated():
     basis = np.linalg.qr(np.random.default_rng(0).normal(size=(600, 600)))[0]
     gram = (basis * np.geomspace(1, 10, 600)) @ basis.T
     assert condition(gram.astype(np.float32)) == pytest.approx(10, rel=0.2)
+
+
+def test_a_permutation_is_told_by_what_moves_and_what_that_gains(tmp_path):
+    tensors = {"mlp:permutation": np.array([0, 2, 1, 3]), "mlp:scores": np.array([0.25, 0.98, 0.5])}
+    facts = made(tmp_path, **tensors, **{"w:gram": np.eye(2, dtype=np.float32)})
+    text = table(facts)
+    assert "mlp  permutation  4    moved 2" in text
+    assert "mlp  scores       3    0.250 → 0.980 of a perfect match, 50.0% moved" in text
+
+
+def test_names_of_one_layer_are_told_apart(tmp_path):
+    names = [f"model.layers.0.block_sparse_moe.experts.{i}.w{j}.weight" for i in range(2) for j in range(3)]
+    tensors = {f"{name}:squared_gradient": np.full((40, 140), 0.0123456, np.float32) for name in names}
+    lines = [line for line in table(made(tmp_path, **tensors)).splitlines() if "0.0123" in line]
+    assert len(set(lines)) == len(names)
+    assert all(len(line) <= 100 for line in lines)
 
 
 def test_ranges_are_told_of_everything_else(tmp_path):

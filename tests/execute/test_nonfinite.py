@@ -140,3 +140,16 @@ def test_leave_to_write_them_is_not_inherited_from_an_interrupted_run(folder, tm
 
 def _refuse(*_):
     raise OSError(28, "No space left on device")
+
+
+def test_a_finished_folder_with_what_is_not_finite_is_right_only_for_who_allows_it(folder, tmp_path):
+    spoil(folder, "a", [3, 60], np.nan)
+    run(planned(folder, PLAIN), tmp_path / "merged", allow_nonfinite=True)
+    made = contents(tmp_path / "merged")
+    with pytest.raises(NonFinite) as stopped:
+        run(planned(folder, PLAIN), tmp_path / "merged")
+    (problem,) = stopped.value.problems
+    assert problem.what.startswith(f"was made with --allow-nonfinite: {Q} is not finite: 2 in a")
+    assert "--allow-nonfinite" in problem.fix
+    assert run(planned(folder, PLAIN), tmp_path / "merged", allow_nonfinite=True).unchanged
+    assert contents(tmp_path / "merged") == made

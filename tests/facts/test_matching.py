@@ -64,6 +64,13 @@ def test_weights_turn_back_any_choice_of_groups(name, kinds):
     assert_turned_back(model, exact, groups, found.permutations)
 
 
+def test_a_matrix_from_the_residual_stream_to_itself_counts_as_it_is_turned():
+    model = made("bert_classifier")  # its pooler has the stream on both axes
+    _, other, groups = scrambled(model, ALL)
+    found = weight_matching(groups, model.get, other.__getitem__)
+    assert {m.group: m.found for m in found.matches}["residual"] > 0.99
+
+
 def test_what_is_turned_back_computes_the_same():
     model = made("gqa")
     _, other, groups = scrambled(model)

@@ -13,6 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mergetool.errors import CheckpointError, HeaderError
+from mergetool.storage.density import outside_strings
 from mergetool.storage.dtypes import DTYPES
 from mergetool.storage.header import lay_out, parse, read_header
 
@@ -183,3 +184,32 @@ def test_names_that_cannot_be_laid_out():
     for names in (["a", "a"], ["__metadata__"], ["\ud800"]):
         with pytest.raises(HeaderError):
             lay_out([(name, u8, (1,)) for name in names], {})
+
+
+@pytest.mark.parametrize(
+    ("unit", "what"), [(b"{},", "objects"), (b"[],", "lists"), (b'"":0,', "keys"), (b"0,", "values")], ids=str
+)
+def test_a_header_with_more_than_tensors_need_is_refused_before_it_is_parsed(unit, what, monkeypatch):
+    def parsed(*arguments):
+        pytest.fail("it was parsed")
+
+    monkeypatch.setattr("mergetool.storage.header.parse_object", parsed)
+    text = b'{"a":{' + unit * 150_000 + b'"b":[0]}}'
+    with pytest.raises(HeaderError, match=rf"holds 1(49|50),\d{{3}} {what}, more than tensors need"):
+        parse(text, 8 + len(text), 8 + len(text), "x")
+
+
+@given(st.lists(st.sampled_from(["\\", '"', "{", "[", ":", ",", "é", "a" * 9]), max_size=12).map("".join))
+@settings(max_examples=60, deadline=None)
+def test_what_strings_hold_is_no_structure(text):
+    metadata = {"config": text, text + "x": json.dumps({text: [text, {}]})}
+    _, preamble = lay_out([(text, DTYPES["U8"], (2,))], metadata)
+    counts = outside_strings(preamble[8:])
+    # {"__metadata__":{k:v,k:v},name:{"dtype":…,"shape":[2],"data_offsets":[0,2]}}
+    assert counts == {ord("{"): 3, ord("["): 2, ord(":"): 7, ord(","): 5}
+
+
+def test_metadata_that_is_json_itself_may_be_long():
+    metadata = {"config": json.dumps({str(i): [{}, [i], "\\"] for i in range(40_000)})}
+    header, preamble = lay_out([("a", DTYPES["U8"], (2,))], metadata)
+    assert parse(preamble[8:], header.data_start, header.file_size, "x").metadata == metadata

@@ -44,9 +44,12 @@ class Model:
         groups: which tensors make up which parameters.
         parts: what each tensor is.
         label: the model, for messages.
-        device: where it runs.
+        device: where it runs; of several with commas between, block by block on the first.
 
     Attributes:
+        device: where it runs.
+        devices: all that it may run on as a whole.
+        layout: where blocks lie that are dealt out to several devices, by their paths.
         blocks: the layers of all stacks, in the order of the network; empty where none are known.
         head: the module that predicts tokens, if there is one.
         head_groups: what only the head needs: nothing where it is tied.
@@ -62,7 +65,9 @@ class Model:
         device: str = "cpu",
     ) -> None:
         self.module, self.weights, self.groups = module, weights, groups
-        self.anatomy, self.label, self.device = parts, label, torch.device(device)
+        self.anatomy, self.label = parts, label
+        self.devices = tuple(torch.device(name) for name in device.split(","))
+        self.device, self.layout = self.devices[0], dict[str, torch.device]()
         self.holders = tied(module)
         self._owners = _owners(module, self.holders)
         self._empty = {name: getattr(*owners[0]) for name, owners in self._owners.items()}
@@ -109,8 +114,13 @@ class Model:
             if group.parameters[0] in self._loaded:
                 continue
             for name, value in self._read(group).items():
-                self._set(name, value.to(self.device), gradients)
+                self._set(name, value.to(self._device_of(name)), gradients)
             self._loaded.update(group.parameters)
+
+    def _device_of(self, name: str) -> torch.device:
+        """Where a parameter or buffer belongs, by its name in the network."""
+        block = self.block_of(name) if self.layout else None
+        return self.device if block is None else self.layout[block.path]
 
     def _read(self, group: Group) -> dict[str, torch.Tensor]:
         def get(name: str) -> torch.Tensor:
@@ -179,7 +189,7 @@ def open_model(
         weights: its tensors by their names on disk.
         label: the model, for messages.
         adapter: makes the network of a model that transformers does not know.
-        device: where to run it.
+        device: where to run it; several with commas between, if it may be dealt out to them.
 
     Raises:
         CheckpointError: there is no such network, or its parameters and the tensors on disk do not match.

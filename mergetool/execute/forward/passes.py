@@ -21,6 +21,7 @@ from mergetool.errors import MergetoolError, PlanError
 from mergetool.execute.forward.model import Block, Model
 from mergetool.execute.forward.outputs import Outputs
 from mergetool.execute.forward.rows import Batch, Tokens
+from mergetool.execute.forward.spread import loaded
 from mergetool.execute.forward.watch import Seen, Stop, Told, Watch
 from mergetool.publish.loadable import first_line
 
@@ -64,17 +65,14 @@ class Step:
 
 def whole(model: Model, batches: Sequence[Batch], watch: Watch) -> Generator[Step, None, None]:
     """Run the network as a whole: one step with all weights in memory."""
-    model.load(model.groups)
 
     def run(i: int, told: Told) -> None:
         tokens = _tokens(model, batches[i])
         with contextlib.suppress(Stop), watch.on(lambda path: True, tokens, told, last=True):
             _forward(model, batches[i])
 
-    try:
+    with loaded(model):
         yield Step(WHOLE, model.nbytes(model.groups), run)
-    finally:
-        model.free(model.groups)
 
 
 def streamed(

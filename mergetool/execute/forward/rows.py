@@ -48,6 +48,7 @@ class Tokens:
         if kept is None:
             return flat
         inner = len(flat) // len(kept)
+        kept = kept.to(flat.device)  # one of several that the network is dealt out to
         return flat[kept.repeat_interleave(inner) if inner > 1 else kept]
 
     def kept(self, x: torch.Tensor, where: str) -> torch.Tensor | None:
