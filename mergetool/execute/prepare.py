@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from mergetool.plan import Plan
 from mergetool.plan.stages import TRAINED, merged, wanted
 
 if TYPE_CHECKING:
+    from mergetool.execute.aligned import Aligned
     from mergetool.execute.prepare_data import SourceData
     from mergetool.execute.prepare_models import Sources
 
@@ -53,18 +55,20 @@ def prepare(
 
     shown = progress or Quiet()
     sources, notes = Sources(plan, device=device), tuple[str, ...]()
+    found: Mapping[int, Aligned] = {}
     if plan.recipe.align is not None:
         from mergetool.execute.align import alignment
 
         aligned = alignment(plan, trust_code=trust_code, progress=shown, root=root)
-        moved = {i: each for i, each in aligned.sources.items() if each.moved}
+        found = aligned.sources
+        moved = {i: each for i, each in found.items() if each.moved}
         orders = {i: each.facts.path.name for i, each in moved.items()}
         sources, notes = Sources(plan, {i: aligned[i] for i in moved}, orders, device=device), aligned.notes
     if not kinds:
-        return Prepared(plan, sources.turnings, notes=notes)
+        return Prepared(plan, sources.turnings, aligned=found, notes=notes)
     adapter = adapter_of(plan, trust_code)
     sources = Sources(plan, sources.turnings, sources.orders, adapter, device)
-    return _facts(sources, SourceData(plan, adapter), notes, shown, root)
+    return replace(_facts(sources, SourceData(plan, adapter), notes, shown, root), aligned=found)
 
 
 def _facts(
@@ -79,14 +83,16 @@ def _facts(
         measured[kind, source], found = _record(sources, data, kind, source, sorted(names), progress, root)
         turned |= found
     jobs = [job for job in sources.plan.jobs if TRAINED in wanted(job).values()]
-    coefficients = None
+    coefficients, trained = None, None
     if jobs:
-        coefficients, more = train_all(sources, data, jobs, progress, root)
+        coefficients, trained, more = train_all(sources, data, jobs, progress, root)
         notes = (*notes, *more)
     # What no pass went through is of no account to a method that goes without, but in a note.
     said = (f"{facts.label}: {note}" for facts in measured.values() for note in facts.notes)
     every = tuple(dict.fromkeys((*notes, *data.notes, *said)))
-    return Prepared(sources.plan, sources.turnings, measured, coefficients, frozenset(turned), every)
+    return Prepared(
+        sources.plan, sources.turnings, measured, coefficients, trained, transposed=frozenset(turned), notes=every
+    )
 
 
 def _measures(plan: Plan) -> Mapping[tuple[str, int], set[str]]:

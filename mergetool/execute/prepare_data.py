@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mergetool.checkpoint.layout import is_tokenizer
@@ -52,6 +52,26 @@ class SourceData:
             if key not in self._read:
                 self._read[key] = read(data, reader, recipe.folder, recipe.seed, labels=labels, longest=longest)
         return tuple(self._read[data.name, self._speaker(source), labels] for data in every)
+
+    def shared(self, sources: Sequence[int], names: Sequence[str], most: int) -> tuple[Samples, ...]:
+        """Samples that several sources are run on together, in the tokens of the output.
+
+        Args:
+            sources: their places in the plan.
+            names: the data; all where none is named.
+            most: of each data so many samples at most.
+
+        Raises:
+            PlanError: the data cannot be read, or hold too little.
+            CheckpointError: the output has no tokenizer, or it cannot be loaded.
+        """
+        recipe = self.plan.recipe
+        every = () if recipe.calibration is None else recipe.calibration.named(names)
+        limits = [_longest(self.plan.sources[source].checkpoint.config) for source in sources]
+        longest = min((limit for limit in limits if limit is not None), default=None)
+        reader = self._reader(self.plan.tokenizer)
+        some = [replace(data, samples=min(data.samples, most)) for data in every]
+        return tuple(read(data, reader, recipe.folder, recipe.seed, longest=longest) for data in some)
 
     @property
     def notes(self) -> tuple[str, ...]:

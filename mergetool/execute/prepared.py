@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergetool.anatomy import Turning
-from mergetool.execute.fact_folder import Facts
+from mergetool.execute.fact_folder import Facts, mapped
 from mergetool.facts.dam import Coefficients
 from mergetool.methods import METHODS
 from mergetool.plan import Job, Plan
 from mergetool.plan.stages import TRAINED, merged, wanted
-from mergetool.storage.header import Entry
 
 if TYPE_CHECKING:
+    from mergetool.execute.aligned import Aligned
     from mergetool.execute.known import Extra, Gram
 
 FIELDS = {"gram": "gram", "squared_gradients": "squared_gradient"}
@@ -34,6 +34,8 @@ class Prepared:
         turnings: the sources that are read in another order of their units, by their place in the plan.
         measured: the folders of facts, by kind and the source's place in the plan.
         coefficients: what was trained, if anything was.
+        trained: the folder that they are kept in.
+        aligned: what was found for each source that was matched, by its place in the plan.
         transposed: tensors that are stored as [in, out], or [experts, in, out].
         notes: what the user should know.
     """
@@ -42,6 +44,8 @@ class Prepared:
     turnings: Mapping[int, Turning] = field(default_factory=dict)
     measured: Mapping[tuple[str, int], Facts] = field(default_factory=dict)
     coefficients: Coefficients | None = None
+    trained: Path | None = None
+    aligned: Mapping[int, Aligned] = field(default_factory=dict)
     transposed: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
     _mapped: dict[tuple[Path, str], NDArray[Any]] = field(default_factory=dict, repr=False)
@@ -109,13 +113,5 @@ class Prepared:
         place = facts.place(read.tensor.name, field)
         key = facts.path, place[1].name
         if key not in self._mapped:
-            self._mapped[key] = _mapped(*place)
+            self._mapped[key] = mapped(*place)
         return self._mapped[key]
-
-
-def _mapped(file: Path, entry: Entry) -> NDArray[Any]:
-    """A tensor of a file without reading it; nobody keeps it in memory who does not look at it."""
-    if not entry.size:
-        return np.empty(entry.shape, entry.dtype.storage)
-    mapped = np.memmap(file, entry.dtype.storage, "r", entry.start, entry.shape or (1,))
-    return np.asarray(mapped).reshape(entry.shape)

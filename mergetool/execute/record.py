@@ -15,7 +15,7 @@ from mergetool.execute.forward.model import Model
 from mergetool.execute.forward.outputs import Outputs
 from mergetool.execute.forward.passes import REST, WHOLE, CannotStream, Step, streamed, whole
 from mergetool.execute.forward.rows import Batch
-from mergetool.execute.forward.tally import Pair, Tally
+from mergetool.execute.forward.tally import KERNEL_ROWS, Pair, Tally
 from mergetool.execute.forward.watch import Watch
 from mergetool.execute.progress import Progress, Quiet
 from mergetool.execute.record_gradients import record_gradients
@@ -123,7 +123,9 @@ def record_pair(
     if first.module is second.module:
         raise ValueError("two models cannot be one network: open it twice")
     _refuse_nothing(batches, first)
-    asked = {"inputs": sorted(inputs), "outputs": sorted(outputs)}
+    asked: dict[str, Any] = {"inputs": sorted(inputs), "outputs": sorted(outputs)}
+    if statistic == "cka":
+        asked["rows"] = KERNEL_ROWS
     label = f"{first.label}, {second.label}"
     with facts_folder(statistic, {**made_of, **asked}, root, label) as found:
         if isinstance(found, Facts):

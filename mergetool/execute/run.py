@@ -21,6 +21,7 @@ from mergetool.execute.outlet import Memory
 from mergetool.execute.prepare import prepare
 from mergetool.execute.prepared import Prepared
 from mergetool.execute.progress import Progress, Quiet
+from mergetool.execute.report.draw import drawn, keep
 from mergetool.execute.sources import fetched, open_sources
 from mergetool.execute.staging import Staging, read_provenance, refuse, staging, tidy
 from mergetool.kernels.backend import Array
@@ -109,9 +110,11 @@ def made_ahead(plan: Plan, stage: Staging, trust_code: bool, device: str, progre
     folder = stage.path / FOLDER
     with stage.alone(FACTS):
         root = None if stage.share is None else folder
-        found = prepare(plan, trust_code=trust_code, device=device.partition(",")[0], progress=progress, root=root)
+        runs: dict[str, Any] = {"trust_code": trust_code, "device": device.partition(",")[0], "root": root}
+        found = prepare(plan, progress=progress, **runs)
         folder.mkdir(exist_ok=True)
-        atomic_write(folder / _NOTES, json.dumps(found.notes, ensure_ascii=False))
+        notes = keep(plan, found, folder, progress=progress or Quiet(), **runs)
+        atomic_write(folder / _NOTES, json.dumps((*found.notes, *notes), ensure_ascii=False))
     return found
 
 
@@ -163,9 +166,10 @@ def complete(
         RunError: the disk is full or fails.
     """
     ordered = {job.name: outcomes[job.name] for job in plan.jobs}
-    notes = (*plan.notes, *findings(ordered))
+    report, why_not = drawn(plan, stage.path / FOLDER)
+    notes = (*plan.notes, *findings(ordered), *why_not)
     digests = {name: outcome.digest for name, outcome in ordered.items()}
-    publish(plan, stage.path, digests, notes)
+    publish(plan, stage.path, digests, notes, report)
     shutil.rmtree(stage.path / FOLDER, ignore_errors=True)
     refuse(plan, target, force)
     stage.finish(target)

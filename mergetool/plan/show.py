@@ -132,6 +132,7 @@ _DOES = {
     "align": "puts the units of the models in one order",
     "measure": "reads what the merge has to know about the whole model",
     "train": "trains coefficients on data",
+    "compare": "compares every two models on the same data, for the report",
     "merge": "makes the output",
 }
 

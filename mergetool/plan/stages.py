@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
 from math import prod
 
 from mergetool.errors import Problem
@@ -11,11 +13,13 @@ from mergetool.methods import METHODS
 from mergetool.plan.passes import CUT
 from mergetool.plan.work import Job, Memory, Source, Stage
 from mergetool.recipe import Recipe
-from mergetool.recipe.data import Data, Train
+from mergetool.recipe.data import Data, Report, Train
 
 TRAINED = "coefficients"
 """The kind of fact that is trained; all others are measured."""
 _GRADIENTS = "squared_gradients"
+CHEAP = 2_000_000_000
+"""Bytes of weights that may be read to compare the models although nobody asked for it."""
 
 
 def wanted(job: Job) -> Mapping[str, str]:
@@ -67,6 +71,7 @@ def stages(recipe: Recipe, sources: Sequence[Source], jobs: Sequence[Job], memor
         *_align(recipe, sources, jobs),
         *_measures(recipe, sources, jobs),
         *_train(recipe, sources, jobs),
+        *_compare(recipe, sources, jobs),
         *((Stage("measure", cut, CUT),) if cut else ()),
         Stage("merge", tuple(range(len(jobs))), most),
     )
@@ -106,6 +111,33 @@ def _train(recipe: Recipe, sources: Sequence[Source], jobs: Sequence[Job]) -> It
     held = 3 * max(_floats(sources[i]) for i in every) // 2 + sum(_layer(sources[i]) for i in every)
     nbytes = 2 * settings.steps * sum(_weights(sources[i]) for i in every)
     yield Stage("train", places, settings.steps, settings.steps * settings.batch_tokens, nbytes, held)
+
+
+def compared(recipe: Recipe, sources: Sequence[Source]) -> tuple[tuple[int, int], ...]:
+    """The pairs of models that a report compares: all that are merged, and the base."""
+    places = {source.label: i for i, source in enumerate(sources)}
+    labels = dict.fromkeys((*((recipe.base_model,) if recipe.base_model in places else ()), *recipe.sources))
+    return tuple(combinations((places[label] for label in labels if label in places), 2))
+
+
+def _compare(recipe: Recipe, sources: Sequence[Source], jobs: Sequence[Job]) -> Iterator[Stage]:
+    """The comparison of every two models on the same data: where it is asked for, or cheap beside the other facts."""
+    report, calibration = recipe.report or Report(), recipe.calibration
+    pairs = compared(recipe, sources)
+    if calibration is None or not pairs or not report.draw or report.cka is False:
+        return
+    nbytes = sum(_weights(sources[i]) for pair in pairs for i in pair)
+    if report.cka is None and not (_runs_models(recipe, jobs) and nbytes <= CHEAP):
+        return
+    places = tuple(i for i, job in enumerate(jobs) if job.method)
+    some = (replace(data, samples=min(data.samples, report.samples)) for data in calibration.named(report.data))
+    held = 2 * max(_layer(sources[i]) for pair in pairs for i in pair)
+    yield Stage("compare", places, len(pairs), 2 * len(pairs) * _tokens(some), nbytes, held)
+
+
+def _runs_models(recipe: Recipe, jobs: Sequence[Job]) -> bool:
+    """Whether the run looks at whole models anyway, and so has a report."""
+    return recipe.align is not None or any(wanted(job) for job in jobs)
 
 
 def _tokens(data: Iterable[Data]) -> int:

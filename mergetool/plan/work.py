@@ -85,7 +85,7 @@ class Job:
 class Stage:
     """One pass over the models; what it makes is a folder of named tensors."""
 
-    name: Literal["align", "measure", "train", "merge"]
+    name: Literal["align", "measure", "train", "compare", "merge"]
     jobs: tuple[int, ...]
     """Places in :attr:`Plan.jobs`."""
     passes: int

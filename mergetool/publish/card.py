@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -13,6 +13,7 @@ from mergetool.checkpoint.checkpoint import Checkpoint
 from mergetool.methods import METHODS, Method
 from mergetool.plan import Plan, Source
 from mergetool.publish.origins import hub_ids, licence
+from mergetool.publish.page import NUMBERS, PAGE
 from mergetool.publish.privacy import Privacy, folder_name
 from mergetool.publish.provenance import PROVENANCE, RECIPE
 from mergetool.version import __version__
@@ -22,7 +23,13 @@ COPIES = ("", "passthrough")
 """The methods of a job whose result is one source's tensor."""
 
 
-def card(plan: Plan, files: frozenset[str], notes: Sequence[str], privacy: Privacy) -> str:
+def card(
+    plan: Plan,
+    files: frozenset[str],
+    notes: Sequence[str],
+    privacy: Privacy,
+    pictures: Mapping[str, str] | None = None,
+) -> str:
     """The content of ``README.md``.
 
     Args:
@@ -30,6 +37,7 @@ def card(plan: Plan, files: frozenset[str], notes: Sequence[str], privacy: Priva
         files: the other files of the model folder.
         notes: what a user of the model should know.
         privacy: takes the user's paths out.
+        pictures: those of the run's report among the files, each with its title.
     """
     front = yaml.safe_dump(_front_matter(plan, files), sort_keys=False, allow_unicode=True)
     recipe = privacy.hide(plan.recipe.text)
@@ -45,6 +53,7 @@ def card(plan: Plan, files: frozenset[str], notes: Sequence[str], privacy: Priva
         "## Numbers",
         _numbers(plan),
         *(("## Notes", _listed(notes)) if notes else ()),
+        *(_report(pictures) if pictures else ()),
         "## Reproduce",
         _reproduce(shortened=recipe != plan.recipe.text),
     ]
@@ -143,6 +152,13 @@ def _numbers(plan: Plan) -> str:
             f"stored as {stored}",
         ]
     )
+
+
+def _report(pictures: Mapping[str, str]) -> Iterator[str]:
+    yield "## Report"
+    yield f"`{PAGE}` says how to read these pictures; `{NUMBERS}` has their numbers."
+    for file, title in pictures.items():
+        yield f"![{title}]({file})"
 
 
 def _reproduce(shortened: bool) -> str:

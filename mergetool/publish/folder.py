@@ -13,13 +13,20 @@ from mergetool.plan import Plan
 from mergetool.publish.card import card
 from mergetool.publish.config import with_dtype
 from mergetool.publish.local import write_local
+from mergetool.publish.page import Drawn
 from mergetool.publish.privacy import Privacy
 from mergetool.publish.provenance import PROVENANCE, RECIPE, provenance
 from mergetool.storage.shards import index
 from mergetool.storage.writer import atomic_write
 
 
-def publish(plan: Plan, folder: Path, digests: Mapping[str, str], notes: Sequence[str] = ()) -> None:
+def publish(
+    plan: Plan,
+    folder: Path,
+    digests: Mapping[str, str],
+    notes: Sequence[str] = (),
+    report: Drawn | None = None,
+) -> None:
     """Write everything of the model folder but the shards; the same plan gives the same bytes.
 
     Args:
@@ -27,6 +34,7 @@ def publish(plan: Plan, folder: Path, digests: Mapping[str, str], notes: Sequenc
         folder: where the shards are.
         digests: the digest of every output tensor, by name.
         notes: what the run has to say besides the plan's own notes.
+        report: the run's report, if it has one.
 
     Raises:
         CheckpointError: a source's file cannot be read or fetched.
@@ -48,7 +56,10 @@ def publish(plan: Plan, folder: Path, digests: Mapping[str, str], notes: Sequenc
         stem = re.sub(r"-\d+-of-\d+\.safetensors$", "", plan.shards[0].file)
         write(f"{stem}.safetensors.index.json", (json.dumps(index(plan.shards), indent=2) + "\n").encode())
     write(RECIPE, privacy.hide(plan.recipe.text).encode())
-    write("README.md", card(plan, frozenset(written), said, privacy).encode())
+    report = report or Drawn()
+    for name, content in report.files.items():
+        write(name, content)
+    write("README.md", card(plan, frozenset(written), said, privacy, report.pictures).encode())
     write_local(plan, folder)
     record = provenance(plan, digests, written, said, privacy)
     atomic_write(folder / PROVENANCE, json.dumps(record, indent=1, ensure_ascii=False) + "\n")

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from mergetool.plan import Job, Plan, Route, Source
+from mergetool.publish.page import PAGE
 from mergetool.publish.privacy import Privacy
 from mergetool.storage.header import Header
 from mergetool.version import __version__
@@ -42,7 +43,7 @@ def provenance(
     """
     return {
         "format": PROVENANCE_FORMAT,
-        "versions": _versions(),
+        "versions": _versions(drawn=PAGE in files),
         "plan": plan.digest,
         "recipe": privacy.hide_in(plan.recipe.canonical()),
         "lender": plan.lender,
@@ -57,10 +58,10 @@ def provenance(
     }
 
 
-def _versions() -> dict[str, str]:
+def _versions(drawn: bool) -> dict[str, str]:
     """The software that the bytes may depend on."""
     found = {"mergetool": __version__}
-    for package in ("numpy", "numba"):
+    for package in ("numpy", "numba", *(("matplotlib",) if drawn else ())):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
