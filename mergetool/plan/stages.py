@@ -114,10 +114,9 @@ def _train(recipe: Recipe, sources: Sequence[Source], jobs: Sequence[Job]) -> It
 
 
 def compared(recipe: Recipe, sources: Sequence[Source]) -> tuple[tuple[int, int], ...]:
-    """The pairs of models that a report compares: all that are merged, and the base."""
+    """The pairs of models that a report compares: all whose weights are read, a base that is used among them."""
     places = {source.label: i for i, source in enumerate(sources)}
-    labels = dict.fromkeys((*((recipe.base_model,) if recipe.base_model in places else ()), *recipe.sources))
-    return tuple(combinations((places[label] for label in labels if label in places), 2))
+    return tuple(combinations((places[label] for label in dict.fromkeys(recipe.sources)), 2))
 
 
 def _compare(recipe: Recipe, sources: Sequence[Source], jobs: Sequence[Job]) -> Iterator[Stage]:

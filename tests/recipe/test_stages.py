@@ -75,7 +75,7 @@ def test_a_report_says_what_it_shows_or_that_there_is_none():
         (HEAD + DATA + "report: {cka: 3}\n", ("7:15", "`cka` must be true or false", "")),
         (
             HEAD + DATA + "report: {data: xyz}\n",
-            ("7:16", "there are no calibration data `xyz`", "one of code, math"),
+            ("7:16", "there are no calibration data `xyz`", "allowed here: `math`, `code`"),
         ),
         (HEAD + DATA + "report: {samples: 0}\n", ("7:19", "`samples` must be at least 1, not 0", "")),
         (
