@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,8 @@ def draw(section: Section) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # such as that the font lacks a letter of a model's name
         matplotlib.rcdefaults()  # what the user has set for pictures of his own would make other bytes
         matplotlib.rcParams.update(_STYLE)
         figure = Figure(figsize=(_WIDTH, _height(section)), dpi=_DPI, layout="constrained")
@@ -60,6 +62,7 @@ def draw(section: Section) -> bytes:
 _STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",  # matplotlib brings it along
     "font.size": 9,
+    "text.parse_math": False,  # a model's name may hold dollars
     "axes.titlesize": 10,
     "axes.grid": True,
     "axes.axisbelow": True,
@@ -99,6 +102,7 @@ def _beside(names: Sequence[str]) -> int:
 
 def _short(name: str) -> str:
     half = _LONGEST // 2
+    name = f" {name}" if name.startswith("_") else name  # matplotlib leaves such names out of the legend
     return name if len(name) <= _LONGEST else f"{name[:half]}…{name[1 - half :]}"
 
 
@@ -181,7 +185,7 @@ def _series(series: Series, xs: Sequence[Any], axes: Axes, marked: bool) -> None
         low, high = ([_number(pair[side]) for pair in band] for side in (0, 1))
         axes.fill_between(xs, low, high, color=colour, alpha=(0.15, 0.3)[min(depth, 1)], linewidth=0)
     alone = sum(not math.isnan(value) for value in values) == 1
-    style = {"before": (0, (3, 1.5)), "points": ""}.get(series.style, _DASHES[again % len(_DASHES)])
+    style = {"before": (0, (3, 1.5)), "points": "", "hollow": ""}.get(series.style, _DASHES[again % len(_DASHES)])
     axes.plot(
         xs,
         values,
@@ -189,8 +193,8 @@ def _series(series: Series, xs: Sequence[Any], axes: Axes, marked: bool) -> None
         label=_short(series.name),
         linestyle=style,
         linewidth=1.2 if series.style == "before" else None,
-        marker=marker if marked or alone or series.style == "points" else None,
-        markerfacecolor="white" if series.style == "before" else None,
+        marker=marker if marked or alone or style == "" else None,
+        markerfacecolor="white" if series.style in ("before", "hollow") else None,
     )
 
 

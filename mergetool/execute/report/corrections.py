@@ -1,4 +1,4 @@
-"""The section about corrections: how much of its variance every output had lost by merging, and what it has after."""
+"""The section about corrections: how much of its spread every output had lost by merging, and what it has after."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _PANELS = 6
 """So many roles have a panel of their own, at most."""
 
 
-def variance_section(ratios: Sequence[Mapping[str, Any]]) -> Section | None:
-    """The variance of the merged model's activations over that of the sources', before and after; None where none.
+def spread_section(ratios: Sequence[Mapping[str, Any]]) -> Section | None:
+    """The spread of the merged model's activations over what it should be, before and after; None without any.
 
     Args:
         ratios: a record for each output and task: ``output`` its name, ``layer`` a number or None, ``role``, ``task``
-            the data (or None), ``before`` and ``after`` the mean ratio over its channels.
+            what for (or None), ``before`` and ``after`` the ratio of standard deviations, the mean over its units.
     """
     if not ratios:
         return None
@@ -44,16 +44,16 @@ def variance_section(ratios: Sequence[Mapping[str, Any]]) -> Section | None:
     ]
     before, after = (float(np.mean([each[key] for each in ratios])) for key in ("before", "after"))
     return Section(
-        name="variance",
-        title="Variance of the merged model's activations",
-        found=f"Mean ratio to the sources' variance: {before:.3f} before the correction, {after:.3f} after.",
-        reading="The variance of each output of the merged model over the variance that its sources have on the same "
-        "data, the mean over channels. 1 is what they have; averaging models whose features do not agree makes it "
-        "smaller, layer by layer. Dashed: as merged. Solid: as corrected.",
-        warning="Solid curves away from 1: too little data, or scales that met `clamp`. Dashed curves near 0: what "
-        "was merged cancels out, and a correction only makes noise louder; align the models, or merge fewer layers.",
+        name="spread",
+        title="Spread of the merged model's activations",
+        found=f"Mean over all outputs: {before:.3f} of the spread they should have as merged, {after:.3f} corrected.",
+        reading="The standard deviation of each output of the merged model as a share of what its sources have on the "
+        "same data, the mean over units. 1 is as it should be; where models' features do not agree their mean is "
+        "smaller, and more so from layer to layer: the variance collapses. Dashed: as merged. Solid: as corrected.",
+        warning="Solid curves away from 1: too little data, or factors that met `clamp`. Dashed curves near 0: what "
+        "was merged cancels out, and a correction makes noise louder; align the models, or merge fewer layers.",
         x="layer",
-        y="ratio of variances",
+        y="share of the spread",
         panels=tuple(panels),
         line=1.0,
         limits=(0.0, 1.05),
