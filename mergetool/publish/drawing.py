@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mergetool.publish.sections import Panel, Section, Series
@@ -31,7 +31,7 @@ _LABELLED = 12
 """Heat maps of more places have no figures in their fields."""
 _LETTER, _LINE = 0.074, 0.62
 """Inches of a letter of the legend, and of the line that stands before it."""
-_LONGEST = 44
+_LONGEST = 46
 """Letters of a name; of a longer one the middle is left out."""
 _STEPS = (1, 2, 5, 10, 20, 50, 100)
 """Of the layers every so many-th is named."""
@@ -81,7 +81,7 @@ def _height(section: Section) -> float:
         rows = sum(len(panel.series) for panel in section.panels)
         return 1.1 + 0.75 * len(section.panels) + 0.26 * rows
     rows = math.ceil(len(section.panels) / _across(section))
-    names = _legend(section)
+    names = list(_names(section).values())
     return _HEIGHT * rows + 0.25 + (0.2 * math.ceil(len(names) / _beside(names)) if len(names) > 1 else 0.0)
 
 
@@ -90,9 +90,16 @@ def _across(section: Section) -> int:
     return 1 if len(section.panels) == 1 else 3 if len(section.panels) in (3, 5, 6) else 2
 
 
-def _legend(section: Section) -> list[str]:
-    """The names of all curves, each once."""
-    return list(dict.fromkeys(_short(series.name) for panel in section.panels for series in panel.series))
+def _names(section: Section) -> dict[str, str]:
+    """What each curve is called in the picture, by its name: short, and no two the same."""
+    found: dict[str, str] = {}
+    for name in dict.fromkeys(series.name for panel in section.panels for series in panel.series):
+        short, number = _short(name), 1
+        while short in found.values():
+            number += 1
+            short = f"{_short(name)} ({number})"
+        found[name] = short
+    return found
 
 
 def _beside(names: Sequence[str]) -> int:
@@ -107,12 +114,12 @@ def _short(name: str) -> str:
 
 
 def _curves(section: Section, figure: Figure) -> None:
-    across = _across(section)
+    across, names = _across(section), _names(section)
     down = math.ceil(len(section.panels) / across)
     grid = figure.subplots(down, across, squeeze=False, sharey=True)
     every = list(grid.flat)
     for axes, panel in zip(every, section.panels, strict=False):
-        _panel(section, panel, axes, across)
+        _panel(section, panel, axes, across, names)
     _span(section, every[0])
     for axes in every[len(section.panels) :]:
         axes.set_axis_off()
@@ -153,13 +160,13 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _panel(section: Section, panel: Panel, axes: Axes, across: int) -> None:
+def _panel(section: Section, panel: Panel, axes: Axes, across: int, names: Mapping[str, str]) -> None:
     named = bool(panel.places) and isinstance(panel.places[0], str)
     xs: Sequence[Any] = range(len(panel.places)) if named else panel.places
     if section.line is not None:
         axes.axhline(section.line, color="#808080", linewidth=1, linestyle=(0, (1, 2)))
     for series in panel.series:
-        _series(series, xs, axes, len(panel.places) <= _MARKED)
+        _series(series, names[series.name], xs, axes, len(panel.places) <= _MARKED)
     axes.set_title(panel.title, loc="left")
     for x, text in panel.marks:
         axes.axvline(x, color="#202020", linewidth=1, linestyle=(0, (4, 2)))
@@ -177,7 +184,7 @@ def _panel(section: Section, panel: Panel, axes: Axes, across: int) -> None:
         _name(axes, [str(place) for place in panel.places], across)
 
 
-def _series(series: Series, xs: Sequence[Any], axes: Axes, marked: bool) -> None:
+def _series(series: Series, name: str, xs: Sequence[Any], axes: Axes, marked: bool) -> None:
     values = list(map(_number, series.values))
     again, place = divmod(series.colour, len(COLOURS))
     colour, marker = (_TOTAL, None) if series.style == "total" else (COLOURS[place], MARKERS[place])
@@ -190,7 +197,7 @@ def _series(series: Series, xs: Sequence[Any], axes: Axes, marked: bool) -> None
         xs,
         values,
         color=colour,
-        label=_short(series.name),
+        label=name,
         linestyle=style,
         linewidth=1.2 if series.style == "before" else None,
         marker=marker if marked or alone or style == "" else None,
@@ -227,12 +234,13 @@ def _heat(section: Section, figure: Figure) -> None:
     low, high = min(known, default=0.0), max(known, default=1.0)
     if section.limits is not None:
         low, high = min(low, section.limits[0]), max(high, section.limits[1])
+    names = _names(section)
     image: Any = None
     for axes, panel in zip(grid[:, 0], section.panels, strict=True):
         cells = [list(map(_number, series.values)) for series in panel.series]
         axes.grid(visible=False)
         image = axes.imshow(cells, aspect="auto", cmap="cividis", vmin=low, vmax=high)
-        axes.set_yticks(range(len(panel.series)), [_short(series.name) for series in panel.series])
+        axes.set_yticks(range(len(panel.series)), [names[series.name] for series in panel.series])
         axes.set_title(panel.title, loc="left")
         _name(axes, [str(place) for place in panel.places], 1)
         if len(panel.places) <= _LABELLED:
@@ -244,10 +252,17 @@ def _heat(section: Section, figure: Figure) -> None:
 
 def _figures(axes: Axes, cells: Sequence[Sequence[float]], low: float, high: float) -> None:
     """Write every field's value in it, in what can be read on its colour."""
+    digits = 2 if high - low > 0.1 else 3 if high - low > 0.01 else 4
     for row, values in enumerate(cells):
         for column, value in enumerate(values):
             if not math.isnan(value):
                 light = value > (low + high) / 2
                 axes.text(
-                    column, row, f"{value:.2f}", ha="center", va="center", color="black" if light else "white", size=8
+                    column,
+                    row,
+                    f"{value:.{digits}f}",
+                    ha="center",
+                    va="center",
+                    color="black" if light else "white",
+                    size=8,
                 )

@@ -12,6 +12,8 @@ from mergetool.publish.sections import Cell, Panel, Section, Series, rounded
 
 FIELD = "output.cka"
 """What is kept of the outputs of a block of two models."""
+_LETTERS = 21
+"""Letters of a model's name in a pair, at most."""
 _CURVES = 8
 """Of more pairs than this a heat map is drawn."""
 
@@ -26,7 +28,7 @@ def likeness_section(pairs: Mapping[tuple[str, str], Facts]) -> Section:
     found = {pair: [rounded(float(facts.get(block, FIELD))) for block in blocks] for pair, facts in pairs.items()}
     places = block_places(blocks)
     series = tuple(
-        Series(f"{first} · {second}", tuple(values), colour)
+        Series(f"{_short(first)} · {_short(second)}", tuple(values), colour)
         for colour, ((first, second), values) in enumerate(found.items())
     )
     rows: list[tuple[Cell, ...]] = [
@@ -34,6 +36,7 @@ def likeness_section(pairs: Mapping[tuple[str, str], Facts]) -> Section:
     ]
     heat = len(pairs) > _CURVES
     low = min((value for values in found.values() for value in values if value is not None), default=0.0)
+    parts = 20 if low < 0.95 else 200
     count = max(float(facts.get(blocks[0], "output.count")) for facts in pairs.values())
     return Section(
         name="cka",
@@ -51,10 +54,16 @@ def likeness_section(pairs: Mapping[tuple[str, str], Facts]) -> Section:
         panels=(Panel("", places, series),),
         kind="heat" if heat else "curves",
         # Among fine-tunes all lies near 1, and from 0 to 1 nothing could be told apart.
-        limits=(min(low, 1.0), 1.0) if heat else (max(0.0, float(np.floor(low * 20) / 20)), 1.0),
+        limits=(min(low, 1.0), 1.0) if heat else (max(0.0, float(np.floor(low * parts) / parts)), 1.0),
         columns=("first", "second", "block", "CKA"),
         rows=tuple(rows),
     )
+
+
+def _short(name: str) -> str:
+    """A model's name where two have to stand side by side: what tells models apart is at the beginning or the end."""
+    half = _LETTERS // 2
+    return name if len(name) <= _LETTERS else f"{name[:half]}…{name[-half:]}"
 
 
 def _said(found: Mapping[tuple[str, str], list[float | None]], places: tuple[str, ...], count: float) -> str:
