@@ -12,6 +12,7 @@ from typing import Any
 
 from mergetool.errors import OutputRefused, RunError
 from mergetool.execute.devices import backend_for, memory_for
+from mergetool.execute.each_task import each_task, told
 from mergetool.execute.engine import Engine
 from mergetool.execute.job import Outcome
 from mergetool.execute.locks import FACTS
@@ -25,9 +26,12 @@ from mergetool.execute.staging import Staging, read_provenance, refuse, staging,
 from mergetool.kernels.backend import Array
 from mergetool.plan import Job, Plan, Report
 from mergetool.plan.stages import wanted
+from mergetool.plan.tasks import several
 from mergetool.publish import publish
 from mergetool.storage.writer import atomic_write
 
+_BESIDE = "beside"
+"""Where files are kept that go into the model folder as they are, for the parts and for what finishes them."""
 _NOTES = "notes.json"
 """Where what was found ahead of the jobs is said, beside the facts, for the parts and for what finishes them."""
 
@@ -69,6 +73,14 @@ def run(
         RunError: the disk is full or fails.
         PlanError: there is no such device, or the calibration data or the adapter cannot be used.
     """
+    if several(plan):
+        how: dict[str, Any] = {
+            "device": device,
+            "force": force,
+            "allow_nonfinite": allow_nonfinite,
+            "trust_code": trust_code,
+        }
+        return told(plan, *each_task(plan, output, lambda one, to: run(one, to, progress=progress, **how)))
     began = time.monotonic()
     target = destination(plan, output, force)
     if not force and (report := complete_already(plan, target, began)) is not None:
@@ -111,7 +123,16 @@ def made_ahead(plan: Plan, stage: Staging, trust_code: bool, device: str, progre
         found = prepare(plan, trust_code=trust_code, device=device.partition(",")[0], progress=progress, root=root)
         folder.mkdir(exist_ok=True)
         atomic_write(folder / _NOTES, json.dumps(found.notes, ensure_ascii=False))
+        for name, content in found.beside.items():
+            (folder / _BESIDE / name).parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(folder / _BESIDE / name, content)
     return found
+
+
+def _made_beside(stage: Staging) -> dict[str, bytes]:
+    """The files that were made ahead of the jobs to stand beside the tensors, by their names in the model folder."""
+    folder = stage.path / FOLDER / _BESIDE
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def with_notes(plan: Plan, stage: Staging) -> Plan:
@@ -164,7 +185,7 @@ def complete(
     ordered = {job.name: outcomes[job.name] for job in plan.jobs}
     notes = (*plan.notes, *findings(ordered))
     digests = {name: outcome.digest for name, outcome in ordered.items()}
-    publish(plan, stage.path, digests, notes)
+    publish(plan, stage.path, digests, notes, _made_beside(stage))
     shutil.rmtree(stage.path / FOLDER, ignore_errors=True)
     refuse(plan, target, force)
     stage.finish(target)
@@ -187,7 +208,7 @@ def compute(plan: Plan, job: Job, device: str = "cpu", trust_code: bool = False)
         PlanError: there is no such device.
         MergetoolError: as :func:`mergetool.execute.prepare.prepare`.
     """
-    asked = plan.recipe.align is not None or bool(wanted(job))
+    asked = plan.recipe.align is not None or bool(wanted(job)) or job.corrected is not None
     ahead = prepare(plan, trust_code=trust_code, device=device.partition(",")[0]) if asked else Prepared(plan)
     with merged_weights(plan, ahead, device) as weights:
         return weights.raw(job)

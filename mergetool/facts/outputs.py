@@ -124,6 +124,26 @@ def outputs(
     return Outputs(tuple(sorted(found, key=lambda each: each.step)), added, changes, norms, tuple(unheld))
 
 
+def private_heads(
+    anatomy: Anatomy, config: Mapping[str, Any], shapes: Shapes, statistic: Statistic = "mean_std"
+) -> Outputs:
+    """The final representation as classifiers read it, for heads that take up the correction themselves.
+
+    Args:
+        anatomy: what every tensor is.
+        config: the merged model's ``config.json``.
+        shapes: name → shape of every tensor, as on disk.
+        statistic: with ``std`` there are no shifts.
+    """
+    roles = {name: part.role for name, part in anatomy.parts.items() if name.endswith("weight")}
+    own = [name for name, role in roles.items() if role == "head.classifier" and len(shapes[name]) == 2]
+    found = [_output(name, 1, shapes, (0,), read=True) for name in own]
+    if not found:
+        return Outputs((), {}, {}, (), ("A head over the vocabulary is shared.",) if "head" in roles.values() else ())
+    without = [each.weight for each in found if not each.bias and statistic == "mean_std"]
+    return Outputs(tuple(found), {}, {}, (), tuple(no_place(without, anatomy, config)))
+
+
 def edits(
     found: Outputs, corrections: Mapping[str, Factors], weights: Mapping[str, NDArray[Any]] | None = None
 ) -> dict[str, Edit]:

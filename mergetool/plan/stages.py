@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
 
 from mergetool.errors import Problem
 from mergetool.methods import METHODS
 from mergetool.plan.passes import CUT
-from mergetool.plan.work import Job, Memory, Source, Stage
+from mergetool.plan.work import Correction, Job, Memory, Source, Stage
 from mergetool.recipe import Recipe
 from mergetool.recipe.data import Data, Train
 
@@ -28,13 +28,6 @@ def merged(job: Job) -> tuple[int, ...]:
     """The sources that a job merges, the base left out, as places in the plan's."""
     first = int(bool(job.method) and METHODS[job.method].base == "required")
     return tuple(read.source for read in job.reads[first:])
-
-
-def unsupported(recipe: Recipe) -> list[Problem]:
-    """The stages that a recipe asks for and no run makes."""
-    if recipe.correct is None:
-        return []
-    return [Problem("`correct` is a stage that mergetool does not run yet", recipe.where("correct"), "remove it")]
 
 
 def unmet(recipe: Recipe, jobs: Sequence[Job]) -> Iterator[Problem]:
@@ -59,7 +52,13 @@ def _place(recipe: Recipe, method: str) -> str:
     return recipe.where(*path, "merge_method")
 
 
-def stages(recipe: Recipe, sources: Sequence[Source], jobs: Sequence[Job], memory: Memory) -> tuple[Stage, ...]:
+def stages(
+    recipe: Recipe,
+    sources: Sequence[Source],
+    jobs: Sequence[Job],
+    memory: Memory,
+    correction: Correction | None = None,
+) -> tuple[Stage, ...]:
     """All stages of a plan in the order in which they run."""
     cut = tuple(i for i, job in enumerate(jobs) if job.facts)
     most = max((1 if memory.holds(job) else job.passes for job in jobs), default=1)
@@ -68,6 +67,7 @@ def stages(recipe: Recipe, sources: Sequence[Source], jobs: Sequence[Job], memor
         *_measures(recipe, sources, jobs),
         *_train(recipe, sources, jobs),
         *((Stage("measure", cut, CUT),) if cut else ()),
+        *_correct(sources, jobs, correction),
         Stage("merge", tuple(range(len(jobs))), most),
     )
 
@@ -106,6 +106,27 @@ def _train(recipe: Recipe, sources: Sequence[Source], jobs: Sequence[Job]) -> It
     held = 3 * max(_floats(sources[i]) for i in every) // 2 + sum(_layer(sources[i]) for i in every)
     nbytes = 2 * settings.steps * sum(_weights(sources[i]) for i in every)
     yield Stage("train", places, settings.steps, settings.steps * settings.batch_tokens, nbytes, held)
+
+
+def _correct(sources: Sequence[Source], jobs: Sequence[Job], correction: Correction | None) -> Iterator[Stage]:
+    """The corrections: what is aimed at, what the merged model has, and then layer by layer what each output needs.
+
+    Each layer is run once for each step of it and once more; the merged weights are made three times.
+    """
+    if correction is None:
+        return
+    steps = Counter(output.step[:-1] for output in {each.step: each for each in correction.outputs.outputs}.values())
+    runs = max(steps.values(), default=0) + len(correction.outputs.batch_norms) + 1
+    names = {job.name for job in correction.jobs if job.corrected is not None}
+    places = tuple(i for i, job in enumerate(jobs) if job.name in names)
+    every = {read.source for job in correction.jobs if job.method for read in job.reads}
+    tokens = nbytes = 0
+    for task in correction.tasks:
+        aimed = every if task.source is None else {task.source}
+        tokens += (len(aimed) + 1 + runs) * _tokens(task.data)
+        nbytes += sum(_weights(sources[i]) for i in aimed) + 3 * sum(_weights(sources[i]) for i in every)
+    held = max((_layer(sources[i]) for i in every), default=0)
+    yield Stage("correct", places, runs, tokens, nbytes, held)
 
 
 def _tokens(data: Iterable[Data]) -> int:
