@@ -12,7 +12,9 @@ from mergetool.execute.fact_folder import Facts
 from mergetool.execute.prepared import Prepared
 from mergetool.execute.progress import Progress, Quiet
 from mergetool.plan import Plan
+from mergetool.plan.correction import in_weights
 from mergetool.plan.stages import TRAINED, merged, wanted
+from mergetool.plan.tasks import several
 
 if TYPE_CHECKING:
     from mergetool.execute.aligned import Aligned
@@ -48,7 +50,8 @@ def prepare(
         RunError: the disk is full or fails.
     """
     kinds = {kind for job in plan.jobs for kind in wanted(job).values()}
-    if plan.recipe.align is None and not kinds:
+    corrected = plan.correction is not None and not several(plan)
+    if plan.recipe.align is None and not kinds and not corrected:
         return Prepared(plan)
     from mergetool.execute.prepare_data import SourceData, adapter_of
     from mergetool.execute.prepare_models import Sources
@@ -64,11 +67,13 @@ def prepare(
         moved = {i: each for i, each in found.items() if each.moved}
         orders = {i: each.facts.path.name for i, each in moved.items()}
         sources, notes = Sources(plan, {i: aligned[i] for i in moved}, orders, device=device), aligned.notes
-    if not kinds:
+    if not kinds and not corrected:
         return Prepared(plan, sources.turnings, aligned=found, notes=notes)
     adapter = adapter_of(plan, trust_code)
     sources = Sources(plan, sources.turnings, sources.orders, adapter, device)
-    return replace(_facts(sources, SourceData(plan, adapter), notes, shown, root), aligned=found)
+    data = SourceData(plan, adapter)
+    known = replace(_facts(sources, data, notes, shown, root), aligned=found)
+    return _corrected(sources, data, known, shown, root) if corrected else known
 
 
 def _facts(
@@ -93,6 +98,19 @@ def _facts(
     return Prepared(
         sources.plan, sources.turnings, measured, coefficients, trained, transposed=frozenset(turned), notes=every
     )
+
+
+def _corrected(sources: Sources, data: SourceData, known: Prepared, progress: Progress, root: Path | None) -> Prepared:
+    """Put the merged model right: in its weights, or in files beside them."""
+    from mergetool.execute.correct import correct
+
+    found = correct(sources, data, known, progress, root)
+    said = dict.fromkeys((*known.notes, *data.notes, *(note for each in found for note in each.notes)))
+    if in_weights(sources.plan.recipe):
+        return replace(known, edits=found[0].edits, notes=tuple(said))
+    from mergetool.execute.correct_beside import beside
+
+    return replace(known, beside=beside(sources, found), notes=tuple(said))
 
 
 def _measures(plan: Plan) -> Mapping[tuple[str, int], set[str]]:

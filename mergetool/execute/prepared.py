@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from mergetool.anatomy import Turning
 from mergetool.execute.fact_folder import Facts, mapped
+from mergetool.facts.correction import Edit
 from mergetool.facts.dam import Coefficients
 from mergetool.methods import METHODS
 from mergetool.plan import Job, Plan
@@ -38,6 +40,8 @@ class Prepared:
         aligned: what was found for each source that was matched, by its place in the plan.
         transposed: tensors that are stored as [in, out], or [experts, in, out].
         notes: what the user should know.
+        edits: what a correction makes of each tensor, by its name.
+        beside: files that go into the model folder besides its tensors, by their names there.
     """
 
     plan: Plan
@@ -48,12 +52,29 @@ class Prepared:
     aligned: Mapping[int, Aligned] = field(default_factory=dict)
     transposed: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
+    edits: Mapping[str, Edit] = field(default_factory=dict)
+    beside: Mapping[str, bytes] = field(default_factory=dict)
     _mapped: dict[tuple[Path, str], NDArray[Any]] = field(default_factory=dict, repr=False)
 
     @property
     def tells(self) -> bool:
         """Whether jobs have anything to ask; the order of sources they need not know of."""
-        return bool(self.measured) or self.coefficients is not None
+        return bool(self.measured) or self.coefficients is not None or bool(self.edits)
+
+    @property
+    def made_of(self) -> list[Any]:
+        """What tells what is known here from what another plan may know, as JSON."""
+        facts = [[kind, source, each.path.name] for (kind, source), each in sorted(self.measured.items())]
+        if self.coefficients is None:
+            return facts
+        made = hashlib.sha256()
+        for name, values in sorted(self.coefficients.values.items()):
+            made.update(f"{name}\0{values.shape}\0".encode() + np.ascontiguousarray(values).tobytes())
+        return [*facts, made.hexdigest()]
+
+    def edit(self, job: Job) -> Edit | None:
+        """What a correction makes of a job's result; None where it stays as it is."""
+        return None if job.corrected is None else self.edits.get(job.name)
 
     def extra(self, job: Job, name: str, source: int) -> Extra | None:
         """What the method's argument ``name`` is for a source; None where nothing is known of this tensor.

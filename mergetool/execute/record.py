@@ -81,7 +81,7 @@ def record(
     with facts_folder("-".join(sorted(statistics)), {**made_of, **asked}, root, model.label) as found:
         if isinstance(found, Facts):
             return found
-        with _nothing_kept(found):
+        with nothing_kept(found):
             if sides == {True}:
                 return record_gradients(model, batches, chosen, of_each, labels, seed, found, shown, strict)
             return _activations(model, batches, chosen, of_each, stream, found, shown, strict)
@@ -130,7 +130,7 @@ def record_pair(
     with facts_folder(statistic, {**made_of, **asked}, root, label) as found:
         if isinstance(found, Facts):
             return found
-        with _nothing_kept(found):
+        with nothing_kept(found):
             watches = tuple(Watch(model, inputs, outputs) for model in (first, second))
             tally = Pair(statistic, watches[0], watches[1])
             models = (first, second)
@@ -154,8 +154,8 @@ def _refuse_nothing(batches: Sequence[Batch], model: Model) -> None:
 
 
 @contextlib.contextmanager
-def _nothing_kept(found: Making) -> Iterator[None]:
-    """Where a number is not finite, leave nothing behind: what came before it is worth no more."""
+def nothing_kept(found: Making) -> Iterator[None]:
+    """Where a number is not finite, leave nothing of a folder behind: what came before it is worth no more."""
     try:
         yield
     except NonFinite:

@@ -12,6 +12,7 @@ import yaml
 from mergetool.checkpoint.checkpoint import Checkpoint
 from mergetool.methods import METHODS, Method
 from mergetool.plan import Plan, Source
+from mergetool.plan.correction import CORRECTIONS, HEADS
 from mergetool.publish.origins import hub_ids, licence
 from mergetool.publish.page import NUMBERS, PAGE
 from mergetool.publish.privacy import Privacy, folder_name
@@ -46,6 +47,7 @@ def card(
         f"Made with mergetool {__version__}: {_summary(plan)}.",
         "## Method",
         *(_method(METHODS[name]) for name in _methods(plan)),
+        *_corrected(plan, files),
         "## Sources",
         _sources(plan),
         "## Recipe",
@@ -100,6 +102,33 @@ def _method(method: Method) -> str:
     return "\n\n".join(lines)
 
 
+_CORRECTIONS = {
+    "repair": "**REPAIR** (`repair`): The mean and the spread of activations, which averaging shrinks, are what the "
+    "models have on average. Jordan et al., REPAIR: REnormalizing Permuted Activations for Interpolation Repair, ICLR "
+    "2023. [arXiv:2211.08403](https://arxiv.org/abs/2211.08403)",
+    "tact": "**TACT** (`tact`): The mean and the spread of activations on a task's data are what the task's own model "
+    "has. Sharma, Roy, Dziugaite, Non-Local Model Merging, 2024. "
+    "[arXiv:2410.12766](https://arxiv.org/abs/2410.12766)",
+}
+
+
+def _corrected(plan: Plan, files: frozenset[str]) -> Iterator[str]:
+    """What was put right, and where it is."""
+    correct = plan.recipe.correct
+    if plan.correction is None or correct is None:
+        return
+    yield _CORRECTIONS[correct.method]
+    apart = sorted(name for name in files if name.startswith((f"{CORRECTIONS}/", f"{HEADS}/")))
+    if plan.task:
+        yield f"This is the model of the task `{plan.task}`."
+    elif apart:
+        listed = ", ".join(f"`{name}`" for name in apart)
+        yield (
+            f"The weights are those of the merge. For each task a file corrects them: {listed}. Apply it once, to the "
+            f'loaded model: `mergetool.apply_correction(model, "{apart[0]}")`.'
+        )
+
+
 def _link(paper: str) -> str:
     return f"https://arxiv.org/abs/{paper.removeprefix('arXiv:')}" if paper.startswith("arXiv:") else paper
 
@@ -139,7 +168,8 @@ def _part(plan: Plan, place: int, source: Source, fates: set[str]) -> str:
 
 
 def _numbers(plan: Plan) -> str:
-    kinds = Counter("copied" if job.method in COPIES else "merged" for job in plan.jobs)
+    kinds = Counter("added" if job.added else "copied" if job.method in COPIES else "merged" for job in plan.jobs)
+    added = f", {kinds['added']} added" if kinds["added"] else ""
     dropped = len({route.tensor for route in plan.routes if route.fate == "dropped"})
     dtypes = Counter(job.dtype.torch_name for job in plan.jobs)
     stored = ", ".join(f"{name} ({count})" for name, count in sorted(dtypes.items(), key=lambda kv: (-kv[1], kv[0])))
@@ -147,7 +177,7 @@ def _numbers(plan: Plan) -> str:
     size = sum(job.bytes_written for job in plan.jobs)
     return _listed(
         [
-            f"{len(plan.jobs)} tensors: {kinds['merged']} merged, {kinds['copied']} copied; {dropped} dropped",
+            f"{len(plan.jobs)} tensors: {kinds['merged']} merged, {kinds['copied']} copied{added}; {dropped} dropped",
             f"{parameters:,} parameters, {size:,} bytes in {len(plan.shards)} file{'s' * (len(plan.shards) > 1)}",
             f"stored as {stored}",
         ]

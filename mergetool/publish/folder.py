@@ -7,11 +7,12 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from mergetool.checkpoint.layout import is_tokenizer
 from mergetool.plan import Plan
 from mergetool.publish.card import card
-from mergetool.publish.config import with_dtype
+from mergetool.publish.config import with_changes, with_dtype
 from mergetool.publish.local import write_local
 from mergetool.publish.page import Drawn
 from mergetool.publish.privacy import Privacy
@@ -25,6 +26,7 @@ def publish(
     folder: Path,
     digests: Mapping[str, str],
     notes: Sequence[str] = (),
+    beside: Mapping[str, bytes] = MappingProxyType({}),
     report: Drawn | None = None,
 ) -> None:
     """Write everything of the model folder but the shards; the same plan gives the same bytes.
@@ -34,6 +36,7 @@ def publish(
         folder: where the shards are.
         digests: the digest of every output tensor, by name.
         notes: what the run has to say besides the plan's own notes.
+        beside: further files by their names in the folder, such as corrections of tasks.
         report: the run's report, if it has one.
 
     Raises:
@@ -50,7 +53,7 @@ def publish(
         atomic_write(path, content)
         written[name] = hashlib.sha256(content).hexdigest()
 
-    for name, content in _carried(plan):
+    for name, content in (*_carried(plan), *sorted(beside.items())):
         write(name, content)
     if len(plan.shards) > 1:
         stem = re.sub(r"-\d+-of-\d+\.safetensors$", "", plan.shards[0].file)
@@ -74,7 +77,9 @@ def _carried(plan: Plan) -> Iterator[tuple[str, bytes]]:
             continue
         content = lender.companion(name)
         assert content is not None  # it is one of the files
-        yield name, with_dtype(content, plan.recipe.stored_dtype) if name == "config.json" else content
+        if name == "config.json":
+            content = with_changes(with_dtype(content, plan.recipe.stored_dtype), plan.config)
+        yield name, content
     if tokenizer is not lender:
         for name in filter(is_tokenizer, tokenizer.files):
             content = tokenizer.companion(name)

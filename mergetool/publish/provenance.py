@@ -45,6 +45,7 @@ def provenance(
         "format": PROVENANCE_FORMAT,
         "versions": _versions(drawn=PAGE in files),
         "plan": plan.digest,
+        **({"task": plan.task} if plan.task else {}),
         "recipe": privacy.hide_in(plan.recipe.canonical()),
         "lender": plan.lender,
         "tokenizer": plan.tokenizer,
@@ -95,9 +96,10 @@ def _methods(jobs: Sequence[Job], privacy: Privacy) -> list[dict[str, Any]]:
     groups: dict[str, dict[str, Any]] = {}
     for job in jobs:
         how = {
-            "method": job.method or "copy",
+            "method": "added" if job.added else job.method or "copy",
             "sources": [read.source for read in job.reads],
             "parameters": dict(sorted(job.parameters.items())),
+            **({"corrected": True} if job.corrected is not None else {}),
             **({"reason": privacy.hide(job.reason)} if job.reason else {}),
         }
         key = json.dumps(how, sort_keys=True)

@@ -84,6 +84,7 @@ class Correct:
 
     method: Literal["repair", "tact"]
     scope: Literal["output", "all"] = "output"
+    """The last representation, or every layer in turn; where the recipe is silent, REPAIR's is ``all``."""
     statistic: Literal["mean_std", "std"] = "mean_std"
     clamp: float = 10.0
     """No scale is more than this, or less than one over this."""

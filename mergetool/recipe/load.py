@@ -146,9 +146,9 @@ def _stages(document: Document) -> dict[str, Any]:
         said = align.model_dump(exclude={"reference", "groups", "data", "seed"})
         found["align"] = Align(reference=reference, groups=groups, data=names, seed=seed, **said)
     if correct is not None and correct.method != "none":
-        found["correct"] = Correct(
-            data=tuple(dict.fromkeys(correct.data or ())), **correct.model_dump(exclude={"data"})
-        )
+        scope: Any = correct.scope or ("all" if correct.method == "repair" else "output")
+        names = tuple(dict.fromkeys(correct.data or ()))
+        found["correct"] = Correct(data=names, scope=scope, **correct.model_dump(exclude={"data", "scope"}))
     if train is not None:
         seed = document.seed if train.seed is None else train.seed
         found["train"] = Train(seed=seed, **train.model_dump(exclude={"seed"}))

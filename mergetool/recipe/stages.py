@@ -169,8 +169,10 @@ class CorrectEntry(Strict):
     method: Annotated[str, one_of(*choices(Correct, "method"), "none")] = Field(
         description="`repair`: once, towards the models' mean; `tact`: for each task, towards its own model."
     )
-    scope: Annotated[str, one_of(*choices(Correct, "scope"))] = Field(
-        Correct.scope, description="Correct the last representation only, or every layer in turn."
+    scope: Annotated[str, one_of(*choices(Correct, "scope"))] | None = Field(
+        None,
+        description="Correct the last representation only, or every layer in turn; absent: `all` for `repair`, "
+        "`output` for `tact`.",
     )
     statistic: Annotated[str, one_of(*choices(Correct, "statistic"))] = Field(
         Correct.statistic, description="Correct mean and standard deviation, or the latter alone."

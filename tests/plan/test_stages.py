@@ -133,12 +133,11 @@ def test_the_content_of_the_data_is_in_the_digest(folder):
 
 def test_files_that_are_not_there_are_told_with_all_else(folder):
     (folder / "one.txt").unlink()
-    text = PLAIN + DATA.replace("two.txt", "tow.txt") + "correct: {method: repair}\n"
+    text = PLAIN + DATA.replace("two.txt", "tow.txt")
     found = problems(folder, text)
     assert found == [
         ("there is no file one.txt", "merge.yaml:6:10", "did you mean `two.txt`?"),
         ("there is no file tow.txt", "merge.yaml:7:10", "did you mean `two.txt`?"),
-        ("`correct` is a stage that mergetool does not run yet", "merge.yaml:8:10", "remove it"),
     ]
 
 

@@ -50,7 +50,7 @@ def test_defaults_are_those_of_the_dataclasses_and_seeds_the_recipes():
     more = "seed: 9\nalign: {method: weight_matching}\ncorrect: {method: repair}\ntrain: {}\n"
     recipe = load(HEAD + DATA + more)
     assert recipe.align == Align("weight_matching", seed=9)
-    assert recipe.correct == Correct("repair")
+    assert recipe.correct == Correct("repair", "all")
     assert recipe.train == Train(seed=9)
     assert recipe.calibration.data == (Data("code", "code.txt"), Data("math", "math.jsonl"))
 
@@ -90,6 +90,13 @@ def test_a_report_says_what_it_shows_or_that_there_is_none():
 )
 def test_what_is_wrong_with_a_report_is_told_where_it_is(text, problem):
     assert told(text) == [problem]
+
+
+def test_the_scope_that_nobody_names_is_that_of_each_paper():
+    own = HEAD + DATA
+    assert load(own + "correct: {method: repair}\n").correct.scope == "all"
+    assert load(own + "correct: {method: tact}\n").correct.scope == "output"
+    assert load(own + "correct: {method: repair, scope: output}\n").correct.scope == "output"
 
 
 def test_stages_may_be_switched_off():

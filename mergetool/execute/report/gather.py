@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from mergetool.execute.fact_folder import Facts
 from mergetool.execute.prepared import Prepared
 from mergetool.execute.report.alignment import alignment_section
+from mergetool.execute.report.corrections import spread_section
 from mergetool.execute.report.depth import depth_of
 from mergetool.execute.report.draw import disk_failed, said
 from mergetool.execute.report.likeness import likeness_section
@@ -59,6 +61,9 @@ def gather(plan: Plan, made: Prepared, pairs: Pairs, failed: Callable[[str], Non
     if made.trained is not None and made.coefficients is not None:
         with _surely("training", failed):
             found += _trained(plan, made, made.trained, name_of)
+    if made.spread:
+        with _surely("spread", failed):
+            found.append(spread_section([asdict(each) for each in made.spread]))
     return tuple(section for section in found if section is not None)
 
 
