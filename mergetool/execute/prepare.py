@@ -106,11 +106,12 @@ def _corrected(sources: Sources, data: SourceData, known: Prepared, progress: Pr
 
     found = correct(sources, data, known, progress, root)
     said = dict.fromkeys((*known.notes, *data.notes, *(note for each in found for note in each.notes)))
+    known = replace(known, corrections=tuple(each.facts for each in found), notes=tuple(said))
     if in_weights(sources.plan.recipe):
-        return replace(known, edits=found[0].edits, notes=tuple(said))
+        return replace(known, edits=found[0].edits)
     from mergetool.execute.correct_beside import beside
 
-    return replace(known, beside=beside(sources, found), notes=tuple(said))
+    return replace(known, beside=beside(sources, found))
 
 
 def _measures(plan: Plan) -> Mapping[tuple[str, int], set[str]]:

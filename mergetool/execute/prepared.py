@@ -41,6 +41,8 @@ class Prepared:
         transposed: tensors that are stored as [in, out], or [experts, in, out].
         notes: what the user should know.
         edits: what a correction makes of each tensor, by its name.
+        corrections: the folders of facts that the edits are from, each with the spread of activations before and after
+            in :data:`mergetool.execute.correct_report.SPREAD`.
         beside: files that go into the model folder besides its tensors, by their names there.
     """
 
@@ -53,6 +55,7 @@ class Prepared:
     transposed: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
     edits: Mapping[str, Edit] = field(default_factory=dict)
+    corrections: tuple[Facts, ...] = ()
     beside: Mapping[str, bytes] = field(default_factory=dict)
     _mapped: dict[tuple[Path, str], NDArray[Any]] = field(default_factory=dict, repr=False)
 

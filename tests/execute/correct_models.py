@@ -34,7 +34,8 @@ TACT = "correct: {method: tact, scope: all}\n"
 def planned(folder, more=REPAIR, change=(), **options):
     """The plan of a corrected merge of ``a`` and ``b``."""
     path = folder / "correct.yaml"
-    path.write_text((RECIPE.replace(*change) if change else RECIPE) + more)
+    text = RECIPE.replace(*change) if change else RECIPE
+    path.write_text((text.replace("parameters: {weight: 0.5}\n", "") if "dam" in text else text) + more)
     return build(load(path), **options)
 
 

@@ -31,10 +31,12 @@ from mergetool.execute import correct_steps  # noqa: E402
 from mergetool.execute.fact_folder import open_facts  # noqa: E402
 from mergetool.execute.fact_making import Making  # noqa: E402
 from mergetool.execute.forward.passes import CannotStream  # noqa: E402
+from mergetool.execute.merged import merged_weights  # noqa: E402
 from mergetool.execute.parts import finish, run_part  # noqa: E402
+from mergetool.execute.prepared import Prepared  # noqa: E402
 from mergetool.execute.run import run  # noqa: E402
 from mergetool.execute.verify import verify  # noqa: E402
-from mergetool.facts.correction import goal  # noqa: E402
+from mergetool.facts.correction import Edit, goal  # noqa: E402
 from mergetool.plan import build, show  # noqa: E402
 from mergetool.plan.parts import Share  # noqa: E402
 from mergetool.recipe import load  # noqa: E402
@@ -264,6 +266,7 @@ def test_what_a_model_cannot_hold_is_said_in_the_plan_and_on_the_card(name, tmp_
         "merge_method: regmean\nbase_model: base",
         "merge_method: ties\nbase_model: base",
         "merge_method: slerp\nbase_model: a",
+        "merge_method: dam\nbase_model: base\ntrain: {steps: 2, batch_tokens: 32, topk: 0, held_out: 0}",
     ],
 )
 def test_whatever_the_method_its_result_is_corrected(llamas, tmp_path, facts, method):
@@ -327,3 +330,19 @@ def test_the_published_scope_corrects_the_last_norm(llamas, tmp_path, facts):
     merged, expert = loaded(tmp_path / "out" / "first"), loaded(llamas / "a")
     target, has = (moments(each, "model.norm", batches(plan, "first")) for each in (expert, merged))
     np.testing.assert_allclose(has.std, target.std, rtol=0.1)
+
+
+def test_edits_are_the_same_on_every_device(llamas):
+    """The kernels of torch leave float64 as those of the CPU do."""
+    plan = planned(llamas, change=("float32", "bfloat16"))
+    random = np.random.default_rng(0)
+    edits = {
+        job.name: Edit(job.corrected, *random.normal(1, 0.1, (2, job.shape[job.corrected])))
+        for job in plan.jobs
+        if job.corrected is not None
+    }
+    made = []
+    for device in ("cpu", "torch:cpu"):
+        with merged_weights(plan, Prepared(plan, edits=edits), device) as weights:
+            made.append({job.name: weights.raw(job) for job in plan.jobs})
+    assert all(np.array_equal(raw, made[1][name]) for name, raw in made[0].items())
