@@ -396,3 +396,25 @@ def test_a_merged_model_does_not_hand_its_report_on(outputs, shared, tmp_path):
     shutil.copytree(shared / "a", tmp_path / "other")
     run(build(load(tmp_path / "merge.yaml")), tmp_path / "twice")
     assert report_of(tmp_path / "twice") == {}
+
+
+def test_the_spread_is_that_of_the_models_as_written(shared, tmp_path):
+    from execute.correct_models import batches, loaded, moments
+    from mergetool.facts.correction import goal, spread_ratio
+
+    report = made(shared, tmp_path / "merged", "linear", "correct: {method: repair}\n")
+    found = numbers(tmp_path / "merged")
+    assert list(found) == ["cka", "spread"]
+    (folder,) = cache_root().glob("correction-*")
+    kept = json.loads((folder / "spread.json").read_text())
+    by_output = {row["output"]: row for row in rows(found["spread"])}
+    assert {name: row["before"] for name, row in by_output.items()} == {
+        each["output"]: pytest.approx(each["before"], rel=1e-5) for each in kept
+    }
+    models_read = [loaded(shared / label) for label in ("a", "b")]
+    written = loaded(tmp_path / "merged")
+    for name, row in by_output.items():
+        path = name.removesuffix(".weight")
+        target = goal([moments(each, path, batches(report.plan)) for each in models_read])
+        expected = spread_ratio(target, moments(written, path, batches(report.plan)))
+        assert row["after"] == pytest.approx(expected, rel=1e-3)

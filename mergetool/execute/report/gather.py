@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 
+from mergetool.execute.correct_report import SPREAD
 from mergetool.execute.fact_folder import Facts
 from mergetool.execute.prepared import Prepared
 from mergetool.execute.report.alignment import alignment_section
@@ -61,9 +61,10 @@ def gather(plan: Plan, made: Prepared, pairs: Pairs, failed: Callable[[str], Non
     if made.trained is not None and made.coefficients is not None:
         with _surely("training", failed):
             found += _trained(plan, made, made.trained, name_of)
-    if made.spread:
+    if made.corrections:
         with _surely("spread", failed):
-            found.append(spread_section([asdict(each) for each in made.spread]))
+            kept = (json.loads((facts.path / SPREAD).read_bytes()) for facts in made.corrections)
+            found.append(spread_section([each for records in kept for each in records]))
     return tuple(section for section in found if section is not None)
 
 
