@@ -16,6 +16,7 @@ from mergetool.version import __version__ as __version__
 if TYPE_CHECKING:
     from mergetool.errors import MergetoolError
     from mergetool.execute import run
+    from mergetool.execute.correct_apply import apply_correction
     from mergetool.methods import METHODS
     from mergetool.methods.bare import merge_tensors
     from mergetool.plan import Plan, Report, build
@@ -27,13 +28,25 @@ _HOMES = {
     "build": "mergetool.plan",
     "Plan": "mergetool.plan",
     "run": "mergetool.execute",
+    "apply_correction": "mergetool.execute.correct_apply",
     "Report": "mergetool.plan",
     "merge_tensors": "mergetool.methods.bare",
     "METHODS": "mergetool.methods",
     "MergetoolError": "mergetool.errors",
 }
 
-__all__ = ["METHODS", "MergetoolError", "Plan", "Recipe", "Report", "build", "load", "merge_tensors", "run"]
+__all__ = [
+    "METHODS",
+    "MergetoolError",
+    "Plan",
+    "Recipe",
+    "Report",
+    "apply_correction",
+    "build",
+    "load",
+    "merge_tensors",
+    "run",
+]
 
 
 def __getattr__(name: str) -> Any:

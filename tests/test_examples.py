@@ -16,6 +16,8 @@ from mergetool.storage.header import read_header
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 RECIPES = sorted(EXAMPLES.glob("*.yaml"))
+REPORTED = ("align", "align-repair", "dam", "fisher", "regmean", "tact")
+"""Those that look at whole models first, and so have something to show."""
 
 
 def names(path: Path) -> str:
@@ -32,29 +34,41 @@ def merged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {recipe.stem: folder / recipe.stem for recipe in RECIPES}
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=names)
-def test_an_example_makes_a_complete_model_folder(recipe: Path, merged: dict[str, Path]) -> None:
-    folder = merged[recipe.stem]
-    base = EXAMPLES / "models" / "base"
+def folders(output: Path) -> list[Path]:
+    """The model folders of an output: itself, or one for each task."""
+    return [output] if (output / "provenance.json").exists() else sorted(output.iterdir())
 
-    assert {path.name for path in base.iterdir()} | {
-        "README.md",
-        "mergetool.yaml",
-        "provenance.json",
-        ".mergetool",
-    } == {path.name for path in folder.iterdir()}
-    assert recipe.read_text() == (folder / "mergetool.yaml").read_text()
-    assert list(read_header(base / "model.safetensors").entries) == list(
-        read_header(folder / "model.safetensors").entries
-    )
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=names)
+def test_an_example_makes_complete_model_folders(recipe: Path, merged: dict[str, Path]) -> None:
+    base = EXAMPLES / "models" / "base"
+    for folder in folders(merged[recipe.stem]):
+        assert {path.name for path in base.iterdir()} | {
+            "README.md",
+            "mergetool.yaml",
+            "provenance.json",
+            ".mergetool",
+            *(("report", "report.html") if recipe.stem in REPORTED else ()),
+        } == {path.name for path in folder.iterdir()}
+        assert recipe.read_text() == (folder / "mergetool.yaml").read_text()
+        written = list(read_header(folder / "model.safetensors").entries)
+        added = [name for name in written if name.endswith(".bias")]  # that hold what is corrected
+        assert bool(added) == ("correct:" in recipe.read_text())
+        own = [name for name in written if name not in added]
+        assert own == list(read_header(base / "model.safetensors").entries)
+
+
+def test_every_task_has_a_model(merged: dict[str, Path]) -> None:
+    assert [folder.name for folder in folders(merged["tact"])] == ["python", "spanish", "speeches"]
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=names)
 def test_an_example_loads_with_transformers_and_passes_verify(recipe: Path, merged: dict[str, Path]) -> None:
     from transformers import AutoModelForCausalLM
 
-    _, loaded = AutoModelForCausalLM.from_pretrained(merged[recipe.stem], output_loading_info=True)
-    assert not any(loaded.values())
+    for folder in folders(merged[recipe.stem]):
+        _, loaded = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+        assert not any(loaded.values())
 
     result = CliRunner().invoke(cli, ["verify", str(merged[recipe.stem])])
     assert result.exit_code == 0, result.output

@@ -10,7 +10,7 @@ import click
 from mergetool.cli import failure
 from mergetool.version import __version__
 
-COMMANDS = ("run", "finish", "plan", "check", "verify", "evaluate", "facts", "methods", "schema")
+COMMANDS = ("run", "finish", "plan", "check", "verify", "evaluate", "facts", "report", "methods", "schema")
 """Every command in the order of the help; each is ``command`` in the module of its name."""
 
 

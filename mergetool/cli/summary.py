@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mergetool.plan.columns import columns, plural, size
@@ -20,6 +21,8 @@ def lines(report: Report, quiet: bool = False) -> list[str]:
     notes = [f"note: {note}" for note in report.notes]
     if quiet:
         return notes
+    if report.tasks:
+        return [*(line for each in report.tasks for line in lines(replace(each, notes=()))), *notes]
     if report.unchanged:
         return [f"{report.output} is complete already; nothing was done", *notes]
     data = as_json(report)
@@ -28,12 +31,14 @@ def lines(report: Report, quiet: bool = False) -> list[str]:
     rows = [
         ("merged", plural(data["merged"], "tensor")),
         ("copied", plural(data["copied"], "tensor")),
+        ("added", f"{plural(data['added'], 'tensor')} for what was corrected"),
         ("continued", f"{plural(report.resumed, 'tensor')} from an interrupted run"),
         ("read", size(data["bytes_read"])),
         ("written", size(data["bytes_written"])),
         ("took", f"{report.seconds:.1f} s" + ("" if report.resumed or moved < WORTH_A_SPEED else speed)),
     ]
-    shown = [row for row in rows if row[0] != "continued" or report.resumed]
+    left_out = {"continued": report.resumed, "added": data["added"]}
+    shown = [row for row in rows if left_out.get(row[0], True)]
     return [str(report.output), *columns(shown), *notes]
 
 
@@ -42,7 +47,7 @@ def finish_lines(report: Report, quiet: bool = False) -> list[str]:
     if quiet or report.unchanged:
         return lines(report, quiet)
     rows = [
-        ("checked", f"{plural(len(report.plan.jobs), 'tensor')}, {size(report.plan.bytes_written)}"),
+        ("checked", f"{plural(len(report.plan.jobs), 'tensor')}, {size(report.bytes_written)}"),
         ("took", f"{report.seconds:.1f} s"),
     ]
     return [str(report.output), *columns(rows), *(f"note: {note}" for note in report.notes)]
@@ -94,23 +99,26 @@ def part_as_json(report: PartReport) -> dict[str, Any]:
 
 def _is_copy(job: Job) -> bool:
     """Whether the numbers of one source come out as they are."""
-    return not job.method or (job.method == "passthrough" and job.parameters["scale"] == (1.0,))
+    return not job.added and (not job.method or (job.method == "passthrough" and job.parameters["scale"] == (1.0,)))
 
 
 def as_json(report: Report) -> dict[str, Any]:
     """The report as plain data; keys are only ever added."""
     copied = sum(map(_is_copy, report.plan.jobs))
+    added = sum(job.added for job in report.plan.jobs)
     return {
         "output": str(report.output),
         "unchanged": report.unchanged,
-        "merged": len(report.plan.jobs) - copied,
+        "merged": len(report.plan.jobs) - copied - added,
         "copied": copied,
+        "added": added,
         "resumed": report.resumed,
         "bytes_read": report.bytes_read,
-        "bytes_written": report.plan.bytes_written,
+        "bytes_written": report.bytes_written,
         "seconds": report.seconds,
         "notes": list(report.notes),
         "nonfinite": dict(report.nonfinite),
         "plan": report.plan.digest,
         "digests": dict(report.digests),
+        "tasks": [as_json(each) for each in report.tasks],
     }

@@ -32,19 +32,27 @@ def command(folder: Path, sample: int, recipe_folder: Path | None, device: str, 
     """Check a merged model.
 
     Every byte in FOLDER is compared with the record that the run left there, and some tensors are merged
-    again from the sources where these can still be found. The exit code is 4 if anything is wrong.
+    again from the sources where these can still be found. The exit code is 4 if anything is wrong. Of a folder
+    that holds a model for each task, each is checked.
 
     \b
     Example:
       mergetool verify merged/ --sample 20
     """
+    from mergetool.execute.each_task import folders
     from mergetool.execute.verify import SKIPPED, verify
     from mergetool.plan.columns import paragraph
 
-    found = verify(folder, sample, device, recipe_folder, trust_code)
-    for check in found.checks:
-        word = "skipped" if check.skipped else "ok" if check.ok else "WRONG"
-        head = f"{word:<8} {check.name:<8} "
-        click.echo(paragraph(check.detail.removeprefix(SKIPPED), len(head), head))
-    if not found.ok:
+    every = folders(folder)
+    sound = True
+    for each in every:
+        if len(every) > 1:
+            click.echo(str(each))
+        found = verify(each, sample, device, recipe_folder, trust_code)
+        for check in found.checks:
+            word = "skipped" if check.skipped else "ok" if check.ok else "WRONG"
+            head = f"{word:<8} {check.name:<8} "
+            click.echo(paragraph(check.detail.removeprefix(SKIPPED), len(head), head))
+        sound &= found.ok
+    if not sound:
         sys.exit(4)

@@ -152,7 +152,8 @@ class Engine:
     def _unchanged(self) -> None:
         fix = "plan again, and leave the sources alone while they are merged"
         try:
-            same = digest(self.plan.recipe, self.plan.sources, self.plan.shards) == self.plan.digest
+            plan = self.plan
+            same = digest(plan.recipe, plan.sources, plan.shards, task=plan.task) == plan.digest
         except OSError as error:
             what = f"a source's file cannot be read any more: {error.strerror}"
             raise SourceChanged(what, str(error.filename), fix) from error

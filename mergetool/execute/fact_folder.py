@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from mergetool.checkpoint.checkpoint import Checkpoint
@@ -114,6 +115,14 @@ class Facts:
         if key not in self.entries:
             raise CheckpointError(f"holds no `{fact}` of `{name}`", str(self.path))
         return self.entries[key]
+
+
+def mapped(file: Path, entry: Entry) -> NDArray[Any]:
+    """A tensor of a file without reading it; nobody keeps it in memory who does not look at it."""
+    if not entry.size:
+        return np.empty(entry.shape, entry.dtype.storage)
+    mapped = np.memmap(file, entry.dtype.storage, "r", entry.start, entry.shape or (1,))
+    return np.asarray(mapped).reshape(entry.shape)
 
 
 def _is_shared(fact: str) -> bool:

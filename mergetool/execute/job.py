@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -14,8 +14,9 @@ from mergetool.execute.known import Known, Nothing, extra_tiles
 from mergetool.execute.matrix import solve
 from mergetool.execute.outlet import Sink
 from mergetool.execute.tiles import Inputs, Sources, tiles
+from mergetool.facts.correction import Edit
 from mergetool.kernels.backend import Array, Backend, Layout
-from mergetool.kernels.rounding import widen
+from mergetool.kernels.rounding import OVERFLOW, narrow, widen
 from mergetool.methods import METHODS
 from mergetool.methods.apply import Bound, Deltas, bind, combiner, looks, measure
 from mergetool.plan import Job, Plan
@@ -80,6 +81,9 @@ def work(
         pool: the workers that share a wide job's tiles.
         known: what was measured on data or trained ahead of the merge.
     """
+    edit = known.edit(job)
+    if job.added:
+        return _add(plan, job, edit, sink)
     if not job.method:
         return _copy(plan, job, sources, sink, pool)
     fixed = bound(plan, job)
@@ -91,13 +95,20 @@ def work(
     ahead = {name: facts[job.method, name] for name in job.facts}
     shape = layout(job)
     measured = measure(fixed, shape, job.size, over.visit, backend, ahead)
-    kernel = combiner(fixed, shape, measured, backend)
+    kernel = combiner(fixed, shape if edit is None else replace(shape, output="F64"), measured, backend)
 
     def make(start: int, inputs: Inputs) -> tuple[list[bytes], Counter[str]]:
         width = job.dtype.storage.itemsize
         raw = sink.take(start * width, inputs[0].size * width)
         extras = extra_tiles(known, job, shape.sources, start, start + inputs[0].size)
-        bad = _blame(plan, job, inputs, kernel(start, (*inputs, *extras), typed(raw, job.dtype.storage)))
+        out = typed(raw, job.dtype.storage)
+        tile = out if edit is None else np.empty(out.size)
+        count = kernel(start, (*inputs, *extras), tile)
+        if edit is not None:
+            edit.tile(tile, job.shape, start)
+            count = count or int(np.count_nonzero(~(np.abs(tile) < OVERFLOW[job.dtype.name])))
+            out[...] = narrow(tile, job.dtype.name)
+        bad = _blame(plan, job, inputs, count)
         found = digests(raw)
         sink.put(start * width, raw)
         return found, bad
@@ -105,6 +116,22 @@ def work(
     pieces = sorted(over.visit(make), key=lambda piece: piece[0])
     total: Counter[str] = sum((bad for _, (_, bad) in pieces), Counter())
     return Outcome(combine([digest for _, (found, _) in pieces for digest in found]), dict(total))
+
+
+def _add(plan: Plan, job: Job, edit: Edit | None, sink: Sink) -> Outcome:
+    """Make a tensor that no source has: zeros, and what a correction makes of them."""
+    found, bad = [], 0
+    width, tile = job.dtype.storage.itemsize, plan.memory.tile
+    for start in range(0, job.size, tile):
+        values = np.zeros(min(tile, job.size - start))
+        if edit is not None:
+            edit.tile(values, job.shape, start)
+        bad += int(np.count_nonzero(~(np.abs(values) < OVERFLOW[job.dtype.name])))
+        raw = sink.take(start * width, values.size * width)
+        typed(raw, job.dtype.storage)[...] = narrow(values, job.dtype.name)
+        found += digests(raw)
+        sink.put(start * width, raw)
+    return Outcome(combine(found), {"result": bad} if bad else {})
 
 
 class _Seen:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from mergetool.facts.correction import Edit
 from mergetool.methods import METHODS
 from mergetool.plan import Job
 
@@ -61,6 +62,9 @@ class Known(Protocol):
     def matrix(self, job: Job, name: str, source: int) -> Gram | None:
         """The Gram matrix of a source's inputs; None where the tensor multiplies none."""
 
+    def edit(self, job: Job) -> Edit | None:
+        """What a correction makes of the result, before it is rounded; None where it stays as it is."""
+
 
 class Nothing:
     """Nothing was measured: for recipes whose methods need no facts."""
@@ -70,6 +74,10 @@ class Nothing:
         return None
 
     def matrix(self, job: Job, name: str, source: int) -> Gram | None:
+        """Nothing."""
+        return None
+
+    def edit(self, job: Job) -> Edit | None:
         """Nothing."""
         return None
 

@@ -72,6 +72,8 @@ def solve(plan: Plan, job: Job, fixed: Bound, sources: Sources, known: Known, si
     count = len(job.reads)
     arguments = {key: fixed.parameters[key] for key in fixed.parameters}
     result = np.moveaxis(METHODS[job.method](_Lazy(count, value), _Lazy(count, gram), **arguments), -1, axis)
+    if (edit := known.edit(job)) is not None:
+        result = edit(result)
     if not bad:
         bad["result"] = int(np.count_nonzero(~(np.abs(result) < OVERFLOW[job.dtype.name])))
     _write(np.ascontiguousarray(result).reshape(-1), plan.memory.tile, job, sink)

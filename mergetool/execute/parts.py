@@ -7,9 +7,11 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from mergetool.errors import Problem, RunError
 from mergetool.execute.devices import backend_for
+from mergetool.execute.each_task import each_task, told, told_part
 from mergetool.execute.engine import Engine
 from mergetool.execute.intact import spoilt
 from mergetool.execute.journal import read_journals
@@ -30,6 +32,7 @@ from mergetool.plan import Job, Plan, Report
 from mergetool.plan.columns import plural
 from mergetool.plan.parts import Share, needed, owners
 from mergetool.plan.report import PartReport
+from mergetool.plan.tasks import several
 from mergetool.storage.writer import Writer
 
 _SHOWN = 3
@@ -71,6 +74,10 @@ def run_part(
         RunError: the disk is full or fails.
         PlanError: there is no such device, or the calibration data or the adapter cannot be used.
     """
+    if several(plan):
+        how: dict[str, Any] = {"device": device, "force": force, "allow_nonfinite": allow_nonfinite}
+        how |= {"trust_code": trust_code, "progress": progress}
+        return told_part(*each_task(plan, output, lambda one, to: run_part(one, share, to, **how)))
     began = time.monotonic()
     target = destination(plan, output, force)
     backend = backend_for(device)
@@ -120,6 +127,9 @@ def finish(
         CheckpointError: a source's file cannot be read or fetched.
         RunError: no part has run, some are not done, or bytes are not what was written; or the disk fails.
     """
+    if several(plan):
+        made = each_task(plan, output, lambda one, to: finish(one, to, force=force, progress=progress))
+        return told(plan, *made)
     began = time.monotonic()
     target = destination(plan, output, force)
     path = staging_path(target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,9 +12,12 @@ from mergetool.execute.fact_folder import Facts
 from mergetool.execute.prepared import Prepared
 from mergetool.execute.progress import Progress, Quiet
 from mergetool.plan import Plan
+from mergetool.plan.correction import in_weights
 from mergetool.plan.stages import TRAINED, merged, wanted
+from mergetool.plan.tasks import several
 
 if TYPE_CHECKING:
+    from mergetool.execute.aligned import Aligned
     from mergetool.execute.prepare_data import SourceData
     from mergetool.execute.prepare_models import Sources
 
@@ -46,25 +50,30 @@ def prepare(
         RunError: the disk is full or fails.
     """
     kinds = {kind for job in plan.jobs for kind in wanted(job).values()}
-    if plan.recipe.align is None and not kinds:
+    corrected = plan.correction is not None and not several(plan)
+    if plan.recipe.align is None and not kinds and not corrected:
         return Prepared(plan)
     from mergetool.execute.prepare_data import SourceData, adapter_of
     from mergetool.execute.prepare_models import Sources
 
     shown = progress or Quiet()
     sources, notes = Sources(plan, device=device), tuple[str, ...]()
+    found: Mapping[int, Aligned] = {}
     if plan.recipe.align is not None:
         from mergetool.execute.align import alignment
 
         aligned = alignment(plan, trust_code=trust_code, progress=shown, root=root)
-        moved = {i: each for i, each in aligned.sources.items() if each.moved}
+        found = aligned.sources
+        moved = {i: each for i, each in found.items() if each.moved}
         orders = {i: each.facts.path.name for i, each in moved.items()}
         sources, notes = Sources(plan, {i: aligned[i] for i in moved}, orders, device=device), aligned.notes
-    if not kinds:
-        return Prepared(plan, sources.turnings, notes=notes)
+    if not kinds and not corrected:
+        return Prepared(plan, sources.turnings, aligned=found, notes=notes)
     adapter = adapter_of(plan, trust_code)
     sources = Sources(plan, sources.turnings, sources.orders, adapter, device)
-    return _facts(sources, SourceData(plan, adapter), notes, shown, root)
+    data = SourceData(plan, adapter)
+    known = replace(_facts(sources, data, notes, shown, root), aligned=found)
+    return _corrected(sources, data, known, shown, root) if corrected else known
 
 
 def _facts(
@@ -79,14 +88,30 @@ def _facts(
         measured[kind, source], found = _record(sources, data, kind, source, sorted(names), progress, root)
         turned |= found
     jobs = [job for job in sources.plan.jobs if TRAINED in wanted(job).values()]
-    coefficients = None
+    coefficients, trained = None, None
     if jobs:
-        coefficients, more = train_all(sources, data, jobs, progress, root)
+        coefficients, trained, more = train_all(sources, data, jobs, progress, root)
         notes = (*notes, *more)
     # What no pass went through is of no account to a method that goes without, but in a note.
     said = (f"{facts.label}: {note}" for facts in measured.values() for note in facts.notes)
     every = tuple(dict.fromkeys((*notes, *data.notes, *said)))
-    return Prepared(sources.plan, sources.turnings, measured, coefficients, frozenset(turned), every)
+    return Prepared(
+        sources.plan, sources.turnings, measured, coefficients, trained, transposed=frozenset(turned), notes=every
+    )
+
+
+def _corrected(sources: Sources, data: SourceData, known: Prepared, progress: Progress, root: Path | None) -> Prepared:
+    """Put the merged model right: in its weights, or in files beside them."""
+    from mergetool.execute.correct import correct
+
+    found = correct(sources, data, known, progress, root)
+    said = dict.fromkeys((*known.notes, *data.notes, *(note for each in found for note in each.notes)))
+    known = replace(known, corrections=tuple(each.facts for each in found), notes=tuple(said))
+    if in_weights(sources.plan.recipe):
+        return replace(known, edits=found[0].edits)
+    from mergetool.execute.correct_beside import beside
+
+    return replace(known, beside=beside(sources, found))
 
 
 def _measures(plan: Plan) -> Mapping[tuple[str, int], set[str]]:

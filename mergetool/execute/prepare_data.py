@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mergetool.checkpoint.layout import is_tokenizer
@@ -12,6 +12,7 @@ from mergetool.execute.calibration import Samples, open_tokenizer, read
 from mergetool.execute.calibration_adapter import Adapter, load_adapter
 from mergetool.plan import Plan
 from mergetool.plan.sources import place
+from mergetool.recipe.data import Data
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class SourceData:
 
     plan: Plan
     adapter: Adapter | None = None
-    _read: dict[tuple[str, int, bool], Samples] = field(default_factory=dict, repr=False)
+    _read: dict[tuple[Data, int, bool], Samples] = field(default_factory=dict, repr=False)
     _tokenizers: dict[int, Any] = field(default_factory=dict, repr=False)
 
     def of(self, source: int, labels: bool = False) -> tuple[Samples, ...]:
@@ -44,14 +45,44 @@ class SourceData:
         if not every:
             fix = "add `calibration: {data: {NAME: FILE}}`"
             raise PlanError(f"there are no calibration data of {found.label}", place(recipe, found.label), fix)
+        return self.named(every, source, labels)
+
+    def named(self, every: Sequence[Data], source: int, labels: bool = False) -> tuple[Samples, ...]:
+        """The samples of these data as a source reads them.
+
+        Raises:
+            PlanError: as :meth:`of`.
+            CheckpointError: as :meth:`of`.
+        """
+        recipe, found = self.plan.recipe, self.plan.sources[source]
         labels = labels and self.adapter is None
         reader = self._reader(source)
         longest = None if self.adapter is not None else _longest(found.checkpoint.config)
         for data in every:
-            key = data.name, self._speaker(source), labels
+            key = data, self._speaker(source), labels
             if key not in self._read:
                 self._read[key] = read(data, reader, recipe.folder, recipe.seed, labels=labels, longest=longest)
-        return tuple(self._read[data.name, self._speaker(source), labels] for data in every)
+        return tuple(self._read[data, self._speaker(source), labels] for data in every)
+
+    def shared(self, sources: Sequence[int], names: Sequence[str], most: int) -> tuple[Samples, ...]:
+        """Samples that several sources are run on together, in the tokens of the output.
+
+        Args:
+            sources: their places in the plan.
+            names: the data; all where none is named.
+            most: of each data so many samples at most.
+
+        Raises:
+            PlanError: the data cannot be read, or hold too little.
+            CheckpointError: the output has no tokenizer, or it cannot be loaded.
+        """
+        recipe = self.plan.recipe
+        every = () if recipe.calibration is None else recipe.calibration.named(names)
+        limits = [_longest(self.plan.sources[source].checkpoint.config) for source in sources]
+        longest = min((limit for limit in limits if limit is not None), default=None)
+        reader = self._reader(self.plan.tokenizer)
+        some = [replace(data, samples=min(data.samples, most)) for data in every]
+        return tuple(read(data, reader, recipe.folder, recipe.seed, longest=longest) for data in some)
 
     @property
     def notes(self) -> tuple[str, ...]:

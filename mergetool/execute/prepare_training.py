@@ -36,7 +36,7 @@ KIND = TRAINED
 
 def train_all(
     sources: Sources, data: SourceData, jobs: Sequence[Job], progress: Progress, root: Path | None
-) -> tuple[Coefficients, tuple[str, ...]]:
+) -> tuple[Coefficients, Path, tuple[str, ...]]:
     """Train the coefficients of all jobs together, or find those that were trained before.
 
     Args:
@@ -47,7 +47,7 @@ def train_all(
         root: where folders of facts are kept; the cache by default.
 
     Returns:
-        The coefficients, and what the user should know.
+        The coefficients, the folder that they are kept in, and what the user should know.
 
     Raises:
         PlanError: the jobs differ in how they are to be trained, or the data do not suffice.
@@ -74,10 +74,10 @@ def train_all(
             found = _made(
                 sources, own, base, [list(map(_rows, every)) for every in samples], jobs, settings, found, progress
             )
-        made = read_coefficients(found.path)
+        made, folder = read_coefficients(found.path), found.path
     # A folder is called by what the models are; here they have the names of this recipe.
     labels = tuple(sources.plan.sources[source].label for source in own)
-    return replace(made, sources=labels), notes
+    return replace(made, sources=labels), folder, notes
 
 
 def settings_of(sources: Sources, jobs: Sequence[Job]) -> Settings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,14 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergetool.anatomy import Turning
-from mergetool.execute.fact_folder import Facts
+from mergetool.execute.fact_folder import Facts, mapped
+from mergetool.facts.correction import Edit
 from mergetool.facts.dam import Coefficients
 from mergetool.methods import METHODS
 from mergetool.plan import Job, Plan
 from mergetool.plan.stages import TRAINED, merged, wanted
-from mergetool.storage.header import Entry
 
 if TYPE_CHECKING:
+    from mergetool.execute.aligned import Aligned
     from mergetool.execute.known import Extra, Gram
 
 FIELDS = {"gram": "gram", "squared_gradients": "squared_gradient"}
@@ -34,22 +36,48 @@ class Prepared:
         turnings: the sources that are read in another order of their units, by their place in the plan.
         measured: the folders of facts, by kind and the source's place in the plan.
         coefficients: what was trained, if anything was.
+        trained: the folder that they are kept in.
+        aligned: what was found for each source that was matched, by its place in the plan.
         transposed: tensors that are stored as [in, out], or [experts, in, out].
         notes: what the user should know.
+        edits: what a correction makes of each tensor, by its name.
+        corrections: the folders of facts that the edits are from, each with the spread of activations before and after
+            in :data:`mergetool.execute.correct_report.SPREAD`.
+        beside: files that go into the model folder besides its tensors, by their names there.
     """
 
     plan: Plan
     turnings: Mapping[int, Turning] = field(default_factory=dict)
     measured: Mapping[tuple[str, int], Facts] = field(default_factory=dict)
     coefficients: Coefficients | None = None
+    trained: Path | None = None
+    aligned: Mapping[int, Aligned] = field(default_factory=dict)
     transposed: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
+    edits: Mapping[str, Edit] = field(default_factory=dict)
+    corrections: tuple[Facts, ...] = ()
+    beside: Mapping[str, bytes] = field(default_factory=dict)
     _mapped: dict[tuple[Path, str], NDArray[Any]] = field(default_factory=dict, repr=False)
 
     @property
     def tells(self) -> bool:
         """Whether jobs have anything to ask; the order of sources they need not know of."""
-        return bool(self.measured) or self.coefficients is not None
+        return bool(self.measured) or self.coefficients is not None or bool(self.edits)
+
+    @property
+    def made_of(self) -> list[Any]:
+        """What tells what is known here from what another plan may know, as JSON."""
+        facts = [[kind, source, each.path.name] for (kind, source), each in sorted(self.measured.items())]
+        if self.coefficients is None:
+            return facts
+        made = hashlib.sha256()
+        for name, values in sorted(self.coefficients.values.items()):
+            made.update(f"{name}\0{values.shape}\0".encode() + np.ascontiguousarray(values).tobytes())
+        return [*facts, made.hexdigest()]
+
+    def edit(self, job: Job) -> Edit | None:
+        """What a correction makes of a job's result; None where it stays as it is."""
+        return None if job.corrected is None else self.edits.get(job.name)
 
     def extra(self, job: Job, name: str, source: int) -> Extra | None:
         """What the method's argument ``name`` is for a source; None where nothing is known of this tensor.
@@ -109,13 +137,5 @@ class Prepared:
         place = facts.place(read.tensor.name, field)
         key = facts.path, place[1].name
         if key not in self._mapped:
-            self._mapped[key] = _mapped(*place)
+            self._mapped[key] = mapped(*place)
         return self._mapped[key]
-
-
-def _mapped(file: Path, entry: Entry) -> NDArray[Any]:
-    """A tensor of a file without reading it; nobody keeps it in memory who does not look at it."""
-    if not entry.size:
-        return np.empty(entry.shape, entry.dtype.storage)
-    mapped = np.memmap(file, entry.dtype.storage, "r", entry.start, entry.shape or (1,))
-    return np.asarray(mapped).reshape(entry.shape)

@@ -15,7 +15,7 @@ from mergetool.execute.forward.model import Model
 from mergetool.execute.forward.outputs import Outputs
 from mergetool.execute.forward.passes import REST, WHOLE, CannotStream, Step, streamed, whole
 from mergetool.execute.forward.rows import Batch
-from mergetool.execute.forward.tally import Pair, Tally
+from mergetool.execute.forward.tally import KERNEL_ROWS, Pair, Tally
 from mergetool.execute.forward.watch import Watch
 from mergetool.execute.progress import Progress, Quiet
 from mergetool.execute.record_gradients import record_gradients
@@ -81,7 +81,7 @@ def record(
     with facts_folder("-".join(sorted(statistics)), {**made_of, **asked}, root, model.label) as found:
         if isinstance(found, Facts):
             return found
-        with _nothing_kept(found):
+        with nothing_kept(found):
             if sides == {True}:
                 return record_gradients(model, batches, chosen, of_each, labels, seed, found, shown, strict)
             return _activations(model, batches, chosen, of_each, stream, found, shown, strict)
@@ -123,12 +123,14 @@ def record_pair(
     if first.module is second.module:
         raise ValueError("two models cannot be one network: open it twice")
     _refuse_nothing(batches, first)
-    asked = {"inputs": sorted(inputs), "outputs": sorted(outputs)}
+    asked: dict[str, Any] = {"inputs": sorted(inputs), "outputs": sorted(outputs)}
+    if statistic == "cka":
+        asked["rows"] = KERNEL_ROWS
     label = f"{first.label}, {second.label}"
     with facts_folder(statistic, {**made_of, **asked}, root, label) as found:
         if isinstance(found, Facts):
             return found
-        with _nothing_kept(found):
+        with nothing_kept(found):
             watches = tuple(Watch(model, inputs, outputs) for model in (first, second))
             tally = Pair(statistic, watches[0], watches[1])
             models = (first, second)
@@ -152,8 +154,8 @@ def _refuse_nothing(batches: Sequence[Batch], model: Model) -> None:
 
 
 @contextlib.contextmanager
-def _nothing_kept(found: Making) -> Iterator[None]:
-    """Where a number is not finite, leave nothing behind: what came before it is worth no more."""
+def nothing_kept(found: Making) -> Iterator[None]:
+    """Where a number is not finite, leave nothing of a folder behind: what came before it is worth no more."""
     try:
         yield
     except NonFinite:

@@ -6,29 +6,33 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mergetool.errors import NonFinite, OutputRefused, Problem, RunError
 from mergetool.execute.devices import backend_for, memory_for
+from mergetool.execute.each_task import each_task, told
 from mergetool.execute.engine import Engine
-from mergetool.execute.job import Outcome, work
+from mergetool.execute.job import Outcome
 from mergetool.execute.locks import FACTS
-from mergetool.execute.measure import FOLDER, measure_model
-from mergetool.execute.outlet import Memory
+from mergetool.execute.measure import FOLDER
+from mergetool.execute.merged import merged_weights
 from mergetool.execute.prepare import prepare
 from mergetool.execute.prepared import Prepared
 from mergetool.execute.progress import Progress, Quiet
-from mergetool.execute.sources import fetched, open_sources
+from mergetool.execute.report.draw import drawn, keep
+from mergetool.execute.sources import fetched
 from mergetool.execute.staging import Staging, read_provenance, refuse, staging, tidy
 from mergetool.kernels.backend import Array
 from mergetool.plan import Job, Plan, Report
 from mergetool.plan.stages import wanted
+from mergetool.plan.tasks import several
 from mergetool.publish import publish
 from mergetool.storage.writer import atomic_write
 
+_BESIDE = "beside"
+"""Where files are kept that go into the model folder as they are, for the parts and for what finishes them."""
 _NOTES = "notes.json"
 """Where what was found ahead of the jobs is said, beside the facts, for the parts and for what finishes them."""
 
@@ -73,6 +77,14 @@ def run(
         RunError: the disk is full or fails.
         PlanError: there is no such device, or the calibration data or the adapter cannot be used.
     """
+    if several(plan):
+        how: dict[str, Any] = {
+            "device": device,
+            "force": force,
+            "allow_nonfinite": allow_nonfinite,
+            "trust_code": trust_code,
+        }
+        return told(plan, *each_task(plan, output, lambda one, to: run(one, to, progress=progress, **how)))
     began = time.monotonic()
     target = destination(plan, output, force)
     if not force and (report := complete_already(plan, target, began, allow_nonfinite)) is not None:
@@ -112,10 +124,21 @@ def made_ahead(plan: Plan, stage: Staging, trust_code: bool, device: str, progre
     folder = stage.path / FOLDER
     with stage.alone(FACTS):
         root = None if stage.share is None else folder
-        found = prepare(plan, trust_code=trust_code, device=device, progress=progress, root=root)
+        runs: dict[str, Any] = {"trust_code": trust_code, "device": device, "root": root}
+        found = prepare(plan, progress=progress, **runs)
         folder.mkdir(exist_ok=True)
-        atomic_write(folder / _NOTES, json.dumps(found.notes, ensure_ascii=False))
+        notes = keep(plan, found, folder, progress=progress or Quiet(), **runs)
+        atomic_write(folder / _NOTES, json.dumps((*found.notes, *notes), ensure_ascii=False))
+        for name, content in found.beside.items():
+            (folder / _BESIDE / name).parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(folder / _BESIDE / name, content)
     return found
+
+
+def _made_beside(stage: Staging) -> dict[str, bytes]:
+    """The files that were made ahead of the jobs to stand beside the tensors, by their names in the model folder."""
+    folder = stage.path / FOLDER / _BESIDE
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def with_notes(plan: Plan, stage: Staging) -> Plan:
@@ -171,9 +194,10 @@ def complete(
         RunError: the disk is full or fails.
     """
     ordered = {job.name: outcomes[job.name] for job in plan.jobs}
-    notes = (*plan.notes, *findings(ordered))
+    report, why_not = drawn(plan, stage.path / FOLDER)
+    notes = (*plan.notes, *findings(ordered), *why_not)
     digests = {name: outcome.digest for name, outcome in ordered.items()}
-    publish(plan, stage.path, digests, notes)
+    publish(plan, stage.path, digests, notes, _made_beside(stage), report)
     shutil.rmtree(stage.path / FOLDER, ignore_errors=True)
     refuse(plan, target, force)
     stage.finish(target)
@@ -196,16 +220,10 @@ def compute(plan: Plan, job: Job, device: str = "cpu", trust_code: bool = False)
         PlanError: there is no such device.
         MergetoolError: as :func:`mergetool.execute.prepare.prepare`.
     """
-    result = Memory(job.bytes_written)
-    backend = backend_for(device)
-    asked = plan.recipe.align is not None or bool(wanted(job))
+    asked = plan.recipe.align is not None or bool(wanted(job)) or job.corrected is not None
     ahead = prepare(plan, trust_code=trust_code, device=device) if asked else Prepared(plan)
-    ready = fetched(plan, ahead.turnings)
-    with open_sources(ready, ahead.turnings) as sources, ThreadPoolExecutor(plan.memory.workers) as pool:
-        needed = replace(plan, jobs=tuple(j for j in plan.jobs if set(j.facts) & set(job.facts)))
-        facts = measure_model(needed, sources, backend, pool)
-        work(plan, job, sources, backend, facts, result, known=ahead)
-    return result.raw.view(job.dtype.storage)
+    with merged_weights(plan, ahead, device) as weights:
+        return weights.raw(job)
 
 
 def _complete(plan: Plan, output: Path, provenance: Mapping[str, Any]) -> bool:

@@ -15,6 +15,7 @@ from mergetool.checkpoint import hub
 from mergetool.errors import CheckpointError, MergetoolError
 from mergetool.plan import Job, Plan, build
 from mergetool.plan.stages import wanted
+from mergetool.plan.tasks import of_task
 from mergetool.publish import PROVENANCE, PROVENANCE_FORMAT, RECIPE, header_digest, read_local
 from mergetool.publish.loadable import CannotTell, first_line, misfits
 from mergetool.publish.privacy import Privacy
@@ -225,6 +226,7 @@ def _again(
         if recipe is None:
             return True, f"{SKIPPED}nothing here says where the sources are; give --recipe-folder"
         plan = build(recipe)
+        plan = of_task(plan, record["task"]) if record.get("task") else plan
     except (OSError, MergetoolError) as error:
         return True, f"{SKIPPED}the plan cannot be built again: {first_line(error)}"
     if changed := _changed(plan, record):
@@ -248,7 +250,7 @@ def _again(
             wrong.append(f"`{job.name}` is {is_} and comes out as {said}")
             continue
         # What is known of the whole model needs all the jobs; any other tensor only its own sources' files.
-        together = job.facts or wanted(job)
+        together = job.facts or wanted(job) or job.corrected is not None
         result = compute(plan if together else replace(plan, jobs=(job,)), job, device, trust_code)
         with Reader(folder / file) as reader:
             stored = reader.read(entry)

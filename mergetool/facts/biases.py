@@ -80,6 +80,6 @@ def no_place(weights: Iterable[str], anatomy: Anatomy, config: Mapping[str, Any]
     kind = config.get("model_type", "this kind")
     return [
         f"{role}: the scale is corrected and the mean is not, since models of type {kind} have no bias there "
-        f"({len(names)} tensors, such as {names[0]})."
+        f"({len(names)} {'tensor' if len(names) == 1 else 'tensors'}, such as {names[0]})."
         for role, names in roles.items()
     ]

@@ -23,10 +23,19 @@ FEWEST = 4
 
 def unbiased_hsic(k: torch.Tensor, l: torch.Tensor) -> torch.Tensor:  # noqa: E741 - the letter of the papers
     """The unbiased HSIC of two kernels ``[m, m]``, ``m`` at least :data:`FEWEST`; their diagonals count for nothing."""
-    m = len(k)
-    k, l = (each - torch.diag(each.diagonal()) for each in (k, l))  # noqa: E741
-    rows_k, rows_l = k.sum(1), l.sum(1)
-    whole = (k * l).sum() + rows_k.sum() * rows_l.sum() / ((m - 1) * (m - 2)) - 2 / (m - 2) * rows_k @ rows_l
+    return _hsic(_hollow(k.clone()), _hollow(l.clone()))
+
+
+def _hollow(kernel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A kernel with zeros on its diagonal, flat, and the sums of its rows; what is given is overwritten."""
+    kernel.fill_diagonal_(0)
+    return kernel.flatten(), kernel.sum(1)
+
+
+def _hsic(first: tuple[torch.Tensor, torch.Tensor], second: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    (k, rows_k), (l, rows_l) = first, second  # noqa: E741
+    m = len(rows_k)
+    whole = k @ l + rows_k.sum() * rows_l.sum() / ((m - 1) * (m - 2)) - 2 / (m - 2) * rows_k @ rows_l
     return whole / (m * (m - 3))
 
 
@@ -39,9 +48,9 @@ def accumulate_hsic(state: State, x: torch.Tensor, y: torch.Tensor) -> None:
     """Add the HSICs of a batch of rows ``x [m, p]`` and ``y [m, q]``; one of fewer than four rows is left out."""
     if len(x) < FEWEST:
         return
-    k, l = (centred @ centred.T for centred in map(_centred, (x, y)))  # noqa: E741
+    k, l = (_hollow(centred @ centred.T) for centred in map(_centred, (x, y)))  # noqa: E741
     for key, pair in (("xy", (k, l)), ("xx", (k, k)), ("yy", (l, l))):
-        state[key] += unbiased_hsic(*pair)
+        state[key] += _hsic(*pair)
     state["count"] += len(x)
 
 

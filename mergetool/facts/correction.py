@@ -14,6 +14,7 @@ one step of :func:`mergetool.facts.outputs.outputs` to the next.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -71,6 +72,21 @@ class Edit:
         if self.shift is not None:
             result = result + _along(self.shift, result, self.axis)
         return result
+
+    def tile(self, values: NDArray[np.float64], shape: tuple[int, ...], start: int) -> None:
+        """Edit a run of a tensor's coordinates in place, to the same bits as the whole.
+
+        Args:
+            values: the run, flat.
+            shape: of the whole tensor.
+            start: the run's first coordinate.
+        """
+        inner = math.prod(shape[self.axis + 1 :])
+        first, last = start // inner, (start + values.size - 1) // inner
+        units, skip = np.arange(first, last + 1) % shape[self.axis], start - first * inner
+        for vector, change in ((self.scale, np.multiply), (self.shift, np.add)):
+            if vector is not None:
+                change(values, np.repeat(vector[units], inner)[skip : skip + values.size], out=values)
 
 
 def goal(sources: Sequence[Moments], weights: Sequence[float] | None = None) -> Moments:

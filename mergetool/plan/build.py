@@ -12,13 +12,14 @@ from typing import Any
 
 from mergetool.checkpoint.layout import is_tokenizer
 from mergetool.errors import CheckpointError, OutputRefused, PlanError, Problem, RecipeError
+from mergetool.plan.correction import correction, in_weights
 from mergetool.plan.faults import Faults
 from mergetool.plan.jobs import JobMaker
 from mergetool.plan.memory import fit
 from mergetool.plan.notes import notes
 from mergetool.plan.output import refusal
 from mergetool.plan.sources import open_sources, references
-from mergetool.plan.stages import stages, unmet, unsupported
+from mergetool.plan.stages import stages, unmet
 from mergetool.plan.work import Plan, Route, Source
 from mergetool.recipe import Recipe, read
 from mergetool.recipe.files import absent, fingerprints
@@ -116,7 +117,7 @@ def _build(
     if workers is not None and workers < 1:
         faults.add(PlanError, [Problem(f"there are no {workers} workers", "--workers", "give 1 or more")])
     sound = not faults  # what the text has wrong was dropped from the recipe, and may be all that is missing below
-    faults.add(RecipeError, [*absent(recipe), *unsupported(recipe)])
+    faults.add(RecipeError, absent(recipe))
     target = _output(recipe, output)
     sources, problems = open_sources(recipe)
     faults.add(CheckpointError, problems)
@@ -134,10 +135,13 @@ def _build(
         faults.add(RecipeError, unmet(recipe, jobs))
     if not jobs and not faults:
         faults.add(RecipeError, [Problem("nothing is left to write", recipe.where("rules"))])
+    corrected = None if faults else correction(recipe, sources, lender, jobs, maker.routes, faults)
     if faults:
         return None
+    if corrected is not None and in_weights(recipe):
+        jobs = corrected.jobs
     try:
-        fitted = fit(jobs, memory, workers)
+        fitted = fit(jobs if corrected is None else corrected.jobs, memory, workers)
     except PlanError as error:
         faults.add(PlanError, error.problems)
         return None
@@ -151,12 +155,13 @@ def _build(
         tokenizer=tokenizer,
         jobs=jobs,
         shards=shards,
-        stages=stages(recipe, sources, jobs, fitted),
+        stages=stages(recipe, sources, jobs, fitted, corrected),
         routes=(*maker.routes, *_lent(recipe, sources, maker.routes)),
         memory=fitted,
         digest=digest(recipe, sources, shards, data),
         output=target,
-        notes=notes(recipe, sources, lender),
+        notes=(*notes(recipe, sources, lender), *(corrected.outputs.unheld if corrected is not None else ())),
+        correction=corrected,
         data=data,
     )
 
@@ -204,15 +209,20 @@ def _output(recipe: Recipe, output: str | os.PathLike[str] | None) -> Path | Non
 
 
 def digest(
-    recipe: Recipe, sources: Sequence[Source], shards: Sequence[Shard], data: Mapping[str, str] | None = None
+    recipe: Recipe,
+    sources: Sequence[Source],
+    shards: Sequence[Shard],
+    data: Mapping[str, str] | None = None,
+    task: str = "",
 ) -> str:
-    """A hash of what decides the output's bytes: recipe, sources' identities, calibration data, layout.
+    """A hash of what decides the output's bytes: recipe, sources' identities, calibration data, layout, task.
 
     Args:
         recipe: the recipe.
         sources: its models, opened.
         shards: the output's files.
         data: the fingerprints of the calibration data, where they were just taken.
+        task: whose model it is, where each task has one of its own.
 
     Raises:
         CheckpointError: a file of the calibration cannot be opened.
@@ -226,6 +236,8 @@ def digest(
     }
     if recipe.calibration is not None:
         content["data"] = list((fingerprints(recipe) if data is None else data).values())
+    if task:
+        content["task"] = task
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

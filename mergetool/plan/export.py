@@ -8,8 +8,13 @@ from typing import Any
 
 from mergetool.plan.work import Job, Plan, Read, Source
 
-COPY = "copy"
-"""What a job without a method does."""
+COPY, ADD = "copy", "add"
+"""What a job without a method does, and one without sources."""
+
+
+def does(job: Job) -> str:
+    """What a job does, in a word: its method, or that it copies or adds."""
+    return ADD if job.added else job.method or COPY
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
@@ -43,6 +48,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
             "read_once": plan.read_once,
             "bytes_written": plan.bytes_written,
         },
+        "tasks": [task.name for task in plan.correction.tasks if task.name] if plan.correction is not None else [],
         "notes": list(plan.notes),
     }
 
@@ -70,10 +76,11 @@ def _job(plan: Plan, job: Job) -> dict[str, Any]:
         "layer": job.part.layer,
         "expert": job.part.expert,
         "depth": job.part.depth,
-        "method": job.method or COPY,
+        "method": does(job),
         "reason": job.reason,
         "parameters": _plain(job.parameters),
         "facts": list(job.facts),
+        "corrected": job.corrected,
         "passes": plan.passes(job),
         "reads": [_read_data(read) for read in job.reads],
         "compares": [_read_data(read) for read in job.compare],

@@ -26,6 +26,10 @@ COUNTS = 3 << 20
 """Bytes of the magnitudes of one source that are looked at together: those of a tile, the sample, those gathered."""
 
 
+CORRECTED = 48
+"""Bytes of a coordinate that is corrected: float64 of the result, of a factor and of what rounding takes."""
+
+
 def default_budget() -> int:
     """A small fraction of the machine's memory, never the model's size; bytes."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -100,6 +104,7 @@ def _bytes_per_coordinate(job: Job) -> int:
     """
     dtypes = [*(read.tensor.dtype for read in (*job.reads, *job.compare)), job.dtype]
     extras = 4 * len(job.reads) * len(METHODS[job.method].facts) if job.method else 0  # float32, one a source
+    extras += CORRECTED if job.corrected is not None else 0
     return sum(dtype.bits // gcd(8, dtype.bits) for dtype in dtypes) + extras
 
 

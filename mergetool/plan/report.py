@@ -30,6 +30,13 @@ class Report:
     """Bytes read from the sources, every pass counted."""
     unchanged: bool = False
     """Whether the output was already complete and nothing had to be done."""
+    tasks: tuple[Report, ...] = ()
+    """The models in the output, where there is one for each task."""
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of all weight files."""
+        return sum(each.bytes_written for each in self.tasks) if self.tasks else self.plan.bytes_written
 
 
 @dataclass(frozen=True)

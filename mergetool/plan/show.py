@@ -9,7 +9,8 @@ from typing import Any
 
 from mergetool.errors import PlanError
 from mergetool.plan.columns import columns, count, paragraph, plural, size
-from mergetool.plan.export import COPY, as_json
+from mergetool.plan.export import ADD, COPY, as_json, does
+from mergetool.plan.tasks import several, tasks
 from mergetool.plan.work import Job, Plan, Read, Stage
 
 __all__ = ["as_json", "job", "table"]
@@ -62,7 +63,7 @@ def _duties(plan: Plan, number: int) -> Iterable[str]:
 def _work(plan: Plan) -> list[str]:
     groups: dict[tuple[str, str], list[Job]] = {}
     for job in plan.jobs:
-        groups.setdefault((job.method or COPY, job.part.role.split(".")[0]), []).append(job)
+        groups.setdefault((does(job), job.part.role.split(".")[0]), []).append(job)
     rows = [("method", "part", "tensors", "weights", "read", "written")]
     rows += [(method, part, *_sizes(plan, jobs)) for (method, part), jobs in groups.items()]
     if len(groups) > 1:
@@ -87,7 +88,7 @@ def _exceptions(plan: Plan) -> list[str]:
     groups: dict[tuple[str, str], list[str]] = {}
     for job in plan.jobs:
         if job.reason:
-            groups.setdefault((job.method or COPY, job.reason), []).append(job.name)
+            groups.setdefault((does(job), job.reason), []).append(job.name)
     for route in plan.routes:
         if route.fate == "dropped":
             groups.setdefault((route.fate, route.by), []).append(route.tensor)
@@ -118,7 +119,7 @@ def _fates(plan: Plan) -> list[str]:
 def _stages(plan: Plan) -> list[str]:
     rows = []
     for number, stage in enumerate(plan.stages, 1):
-        once, often = ("one step", "steps") if stage.name == "train" else ("one pass", "passes")
+        once, often = _COUNTED.get(stage.name, ("one pass", "passes"))
         passes = f"up to {stage.passes} {often}" if stage.passes > 1 else once
         does = "measures models on data" if stage.name == "measure" and stage.memory else _DOES[stage.name]
         rows.append((f"{number}", stage.name, plural(len(stage.jobs), "tensor"), passes, does))
@@ -128,10 +129,13 @@ def _stages(plan: Plan) -> list[str]:
     return lines
 
 
+_COUNTED = {"train": ("one step", "steps"), "correct": ("one run", "runs of each layer")}
 _DOES = {
     "align": "puts the units of the models in one order",
     "measure": "reads what the merge has to know about the whole model",
     "train": "trains coefficients on data",
+    "compare": "compares every two models on the same data, for the report",
+    "correct": "runs the merged model and finds what its activations need",
     "merge": "makes the output",
 }
 
@@ -147,13 +151,16 @@ def _output(plan: Plan) -> list[str]:
     name = str(plan.output) if plan.output else "none named yet"
     largest = max((shard.nbytes for shard in plan.shards), default=0)
     files = plural(len(plan.shards), "file") + (f", the largest {size(largest)}" if len(plan.shards) > 1 else "")
+    models = tasks(plan)
+    each = " each" if several(plan) else ""
     rows = [
         ("folder", name),
-        ("weights", files),
-        ("read", _up_to(size(plan.bytes_read), not plan.read_once)),
-        ("written", size(plan.bytes_written)),
+        ("models", ", ".join(model.task for model in models)),
+        ("weights", files + each),
+        ("read", _up_to(size(plan.bytes_read), not plan.read_once) + each),
+        ("written", size(plan.bytes_written) + each),
     ]
-    return columns(rows)
+    return columns([row for row in rows if row[1]])
 
 
 def _memory(plan: Plan) -> list[str]:
@@ -188,6 +195,9 @@ def job(plan: Plan, name: str) -> str:
     return "\n".join(lines)
 
 
+_METHODLESS = {COPY: f"{COPY}: the bytes as they are", ADD: f"{ADD}: zeros, and what a correction makes of them"}
+
+
 def _facts(plan: Plan, found: Job) -> list[tuple[str, str]]:
     part = found.part
     place = f"{part.role}, depth {part.depth:.3g}"
@@ -200,7 +210,8 @@ def _facts(plan: Plan, found: Job) -> list[tuple[str, str]]:
         ("shape", f"{shape}, {plural(found.size, 'weight')}"),
         ("stored as", f"{found.dtype}, {size(found.bytes_written)}"),
         ("part", place),
-        ("method", found.method or f"{COPY}: the bytes as they are"),
+        ("method", _METHODLESS.get(does(found), found.method)),
+        ("corrected", "" if found.corrected is None else f"scaled and shifted along axis {found.corrected}"),
         ("facts", ", ".join(found.facts)),
         ("read", "once" if plan.passes(found) == 1 else f"up to {plan.passes(found)} times"),
         ("reason", _reason(plan, found.reason)),

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
 from math import prod
 
 from mergetool.errors import Problem
 from mergetool.methods import METHODS
 from mergetool.plan.passes import CUT
-from mergetool.plan.work import Job, Memory, Source, Stage
+from mergetool.plan.work import Correction, Job, Memory, Source, Stage
 from mergetool.recipe import Recipe
-from mergetool.recipe.data import Data, Train
+from mergetool.recipe.data import Data, Report, Train
 
 TRAINED = "coefficients"
 """The kind of fact that is trained; all others are measured."""
 _GRADIENTS = "squared_gradients"
+CHEAP = 2_000_000_000
+"""Bytes of weights that may be read to compare the models although nobody asked for it."""
 
 
 def wanted(job: Job) -> Mapping[str, str]:
@@ -28,13 +32,6 @@ def merged(job: Job) -> tuple[int, ...]:
     """The sources that a job merges, the base left out, as places in the plan's."""
     first = int(bool(job.method) and METHODS[job.method].base == "required")
     return tuple(read.source for read in job.reads[first:])
-
-
-def unsupported(recipe: Recipe) -> list[Problem]:
-    """The stages that a recipe asks for and no run makes."""
-    if recipe.correct is None:
-        return []
-    return [Problem("`correct` is a stage that mergetool does not run yet", recipe.where("correct"), "remove it")]
 
 
 def unmet(recipe: Recipe, jobs: Sequence[Job]) -> Iterator[Problem]:
@@ -59,7 +56,13 @@ def _place(recipe: Recipe, method: str) -> str:
     return recipe.where(*path, "merge_method")
 
 
-def stages(recipe: Recipe, sources: Sequence[Source], jobs: Sequence[Job], memory: Memory) -> tuple[Stage, ...]:
+def stages(
+    recipe: Recipe,
+    sources: Sequence[Source],
+    jobs: Sequence[Job],
+    memory: Memory,
+    correction: Correction | None = None,
+) -> tuple[Stage, ...]:
     """All stages of a plan in the order in which they run."""
     cut = tuple(i for i, job in enumerate(jobs) if job.facts)
     most = max((1 if memory.holds(job) else job.passes for job in jobs), default=1)
@@ -67,7 +70,9 @@ def stages(recipe: Recipe, sources: Sequence[Source], jobs: Sequence[Job], memor
         *_align(recipe, sources, jobs),
         *_measures(recipe, sources, jobs),
         *_train(recipe, sources, jobs),
+        *_compare(recipe, sources, jobs),
         *((Stage("measure", cut, CUT),) if cut else ()),
+        *_correct(sources, jobs, correction),
         Stage("merge", tuple(range(len(jobs))), most),
     )
 
@@ -106,6 +111,53 @@ def _train(recipe: Recipe, sources: Sequence[Source], jobs: Sequence[Job]) -> It
     held = 3 * max(_floats(sources[i]) for i in every) // 2 + sum(_layer(sources[i]) for i in every)
     nbytes = 2 * settings.steps * sum(_weights(sources[i]) for i in every)
     yield Stage("train", places, settings.steps, settings.steps * settings.batch_tokens, nbytes, held)
+
+
+def compared(recipe: Recipe, sources: Sequence[Source]) -> tuple[tuple[int, int], ...]:
+    """The pairs of models that a report compares: all whose weights are read, a base that is used among them."""
+    places = {source.label: i for i, source in enumerate(sources)}
+    return tuple(combinations((places[label] for label in dict.fromkeys(recipe.sources)), 2))
+
+
+def _compare(recipe: Recipe, sources: Sequence[Source], jobs: Sequence[Job]) -> Iterator[Stage]:
+    """The comparison of every two models on the same data: where it is asked for, or cheap beside the other facts."""
+    report, calibration = recipe.report or Report(), recipe.calibration
+    pairs = compared(recipe, sources)
+    if calibration is None or not pairs or not report.draw or report.cka is False:
+        return
+    nbytes = sum(_weights(sources[i]) for pair in pairs for i in pair)
+    if report.cka is None and not (_runs_models(recipe, jobs) and nbytes <= CHEAP):
+        return
+    places = tuple(i for i, job in enumerate(jobs) if job.method)
+    some = (replace(data, samples=min(data.samples, report.samples)) for data in calibration.named(report.data))
+    held = 2 * max(_layer(sources[i]) for pair in pairs for i in pair)
+    yield Stage("compare", places, len(pairs), 2 * len(pairs) * _tokens(some), nbytes, held)
+
+
+def _runs_models(recipe: Recipe, jobs: Sequence[Job]) -> bool:
+    """Whether the run looks at whole models anyway, and so has a report."""
+    return recipe.align is not None or recipe.correct is not None or any(wanted(job) for job in jobs)
+
+
+def _correct(sources: Sequence[Source], jobs: Sequence[Job], correction: Correction | None) -> Iterator[Stage]:
+    """The corrections: what is aimed at, what the merged model has, and then layer by layer what each output needs.
+
+    Each layer is run once for each step of it and once more; the merged weights are made three times.
+    """
+    if correction is None:
+        return
+    steps = Counter(output.step[:-1] for output in {each.step: each for each in correction.outputs.outputs}.values())
+    runs = max(steps.values(), default=0) + len(correction.outputs.batch_norms) + 1
+    names = {job.name for job in correction.jobs if job.corrected is not None}
+    places = tuple(i for i, job in enumerate(jobs) if job.name in names)
+    every = {read.source for job in correction.jobs if job.method for read in job.reads}
+    tokens = nbytes = 0
+    for task in correction.tasks:
+        aimed = every if task.source is None else {task.source}
+        tokens += (len(aimed) + 1 + runs) * _tokens(task.data)
+        nbytes += sum(_weights(sources[i]) for i in aimed) + 3 * sum(_weights(sources[i]) for i in every)
+    held = max((_layer(sources[i]) for i in every), default=0)
+    yield Stage("correct", places, runs, tokens, nbytes, held)
 
 
 def _tokens(data: Iterable[Data]) -> int:

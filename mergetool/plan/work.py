@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 from mergetool.anatomy import Anatomy, Part
 from mergetool.checkpoint.checkpoint import Checkpoint, TensorRef
+from mergetool.facts.outputs import Outputs
 from mergetool.recipe import Recipe
+from mergetool.recipe.data import Data
 from mergetool.storage.dtypes import DType
 from mergetool.storage.shards import Shard
 
@@ -61,6 +63,13 @@ class Job:
     """How often the merge goes over its sources if they cannot be held: to measure, then once to combine."""
     reason: str = ""
     """Why it is not the recipe's own method: a rule, or what the tensor is."""
+    corrected: int | None = None
+    """The axis along which a correction scales and shifts the result; None: it is not corrected."""
+
+    @property
+    def added(self) -> bool:
+        """Whether no source has it: a bias of zeros, which a correction shifts."""
+        return not self.reads
 
     @property
     def size(self) -> int:
@@ -82,14 +91,38 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Task:
+    """One correction of the merged model."""
+
+    name: str
+    """Of its data; empty for the one correction of REPAIR, which is for all."""
+    data: tuple[Data, ...]
+    """What the models are run on."""
+    source: int | None = None
+    """The source whose statistics are aimed at, as a place in the plan's; None: what all have on average."""
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What is put right in the merged model."""
+
+    outputs: Outputs
+    """What is corrected, and what its config holds of it."""
+    tasks: tuple[Task, ...]
+    jobs: tuple[Job, ...]
+    """All tensors of the corrected model, whether they are written or not."""
+
+
+@dataclass(frozen=True)
 class Stage:
     """One pass over the models; what it makes is a folder of named tensors."""
 
-    name: Literal["align", "measure", "train", "merge"]
+    name: Literal["align", "measure", "train", "compare", "correct", "merge"]
     jobs: tuple[int, ...]
     """Places in :attr:`Plan.jobs`."""
     passes: int
-    """How often the stage reads its tensors; of large ones about, and others less often. Of training, its steps."""
+    """How often the stage reads its tensors; of large ones about, and others less often. Of training, its steps; of a
+    correction, how often a layer is run."""
     tokens: int = 0
     """The most tokens that models are run on; 0 where none is run."""
     bytes_read: int = 0
@@ -157,6 +190,16 @@ class Plan:
     """What a user should know and nothing is wrong with."""
     data: Mapping[str, str] = field(default_factory=dict)
     """What tells the content of the recipe's data from others', by name."""
+    correction: Correction | None = None
+    """What is put right in the result, if anything."""
+    task: str = ""
+    """The task whose model this is, where each task has a model of its own; see :func:`mergetool.plan.tasks`."""
+
+    @property
+    def config(self) -> Mapping[str, bool]:
+        """What changes in the lender's ``config.json``, so that the output is read with all its tensors."""
+        holds = self.correction is not None and self.jobs == self.correction.jobs
+        return self.correction.outputs.config if self.correction is not None and holds else {}
 
     def passes(self, job: Job) -> int:
         """How often a run reads a job's sources, all stages together; when more than once, about."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -12,7 +12,9 @@ import yaml
 from mergetool.checkpoint.checkpoint import Checkpoint
 from mergetool.methods import METHODS, Method
 from mergetool.plan import Plan, Source
+from mergetool.plan.correction import CORRECTIONS, HEADS
 from mergetool.publish.origins import hub_ids, licence
+from mergetool.publish.page import NUMBERS, PAGE
 from mergetool.publish.privacy import Privacy, folder_name
 from mergetool.publish.provenance import PROVENANCE, RECIPE
 from mergetool.version import __version__
@@ -22,7 +24,13 @@ COPIES = ("", "passthrough")
 """The methods of a job whose result is one source's tensor."""
 
 
-def card(plan: Plan, files: frozenset[str], notes: Sequence[str], privacy: Privacy) -> str:
+def card(
+    plan: Plan,
+    files: frozenset[str],
+    notes: Sequence[str],
+    privacy: Privacy,
+    pictures: Mapping[str, str] | None = None,
+) -> str:
     """The content of ``README.md``.
 
     Args:
@@ -30,6 +38,7 @@ def card(plan: Plan, files: frozenset[str], notes: Sequence[str], privacy: Priva
         files: the other files of the model folder.
         notes: what a user of the model should know.
         privacy: takes the user's paths out.
+        pictures: those of the run's report among the files, each with its title.
     """
     front = yaml.safe_dump(_front_matter(plan, files), sort_keys=False, allow_unicode=True)
     recipe = privacy.hide(plan.recipe.text)
@@ -38,6 +47,7 @@ def card(plan: Plan, files: frozenset[str], notes: Sequence[str], privacy: Priva
         f"Made with mergetool {__version__}: {_summary(plan)}.",
         "## Method",
         *(_method(METHODS[name]) for name in _methods(plan)),
+        *_corrected(plan, files),
         "## Sources",
         _sources(plan),
         "## Recipe",
@@ -45,6 +55,7 @@ def card(plan: Plan, files: frozenset[str], notes: Sequence[str], privacy: Priva
         "## Numbers",
         _numbers(plan),
         *(("## Notes", _listed(notes)) if notes else ()),
+        *(_report(pictures) if pictures else ()),
         "## Reproduce",
         _reproduce(shortened=recipe != plan.recipe.text),
     ]
@@ -91,6 +102,33 @@ def _method(method: Method) -> str:
     return "\n\n".join(lines)
 
 
+_CORRECTIONS = {
+    "repair": "**REPAIR** (`repair`): The mean and the spread of activations, which averaging shrinks, are what the "
+    "models have on average. Jordan et al., REPAIR: REnormalizing Permuted Activations for Interpolation Repair, ICLR "
+    "2023. [arXiv:2211.08403](https://arxiv.org/abs/2211.08403)",
+    "tact": "**TACT** (`tact`): The mean and the spread of activations on a task's data are what the task's own model "
+    "has. Sharma, Roy, Dziugaite, Non-Local Model Merging, 2024. "
+    "[arXiv:2410.12766](https://arxiv.org/abs/2410.12766)",
+}
+
+
+def _corrected(plan: Plan, files: frozenset[str]) -> Iterator[str]:
+    """What was put right, and where it is."""
+    correct = plan.recipe.correct
+    if plan.correction is None or correct is None:
+        return
+    yield _CORRECTIONS[correct.method]
+    apart = sorted(name for name in files if name.startswith((f"{CORRECTIONS}/", f"{HEADS}/")))
+    if plan.task:
+        yield f"This is the model of the task `{plan.task}`."
+    elif apart:
+        listed = ", ".join(f"`{name}`" for name in apart)
+        yield (
+            f"The weights are those of the merge. For each task a file corrects them: {listed}. Apply it once, to the "
+            f'loaded model: `mergetool.apply_correction(model, "{apart[0]}")`.'
+        )
+
+
 def _link(paper: str) -> str:
     return f"https://arxiv.org/abs/{paper.removeprefix('arXiv:')}" if paper.startswith("arXiv:") else paper
 
@@ -130,7 +168,8 @@ def _part(plan: Plan, place: int, source: Source, fates: set[str]) -> str:
 
 
 def _numbers(plan: Plan) -> str:
-    kinds = Counter("copied" if job.method in COPIES else "merged" for job in plan.jobs)
+    kinds = Counter("added" if job.added else "copied" if job.method in COPIES else "merged" for job in plan.jobs)
+    added = f", {kinds['added']} added" if kinds["added"] else ""
     dropped = len({route.tensor for route in plan.routes if route.fate == "dropped"})
     dtypes = Counter(job.dtype.torch_name for job in plan.jobs)
     stored = ", ".join(f"{name} ({count})" for name, count in sorted(dtypes.items(), key=lambda kv: (-kv[1], kv[0])))
@@ -138,11 +177,18 @@ def _numbers(plan: Plan) -> str:
     size = sum(job.bytes_written for job in plan.jobs)
     return _listed(
         [
-            f"{len(plan.jobs)} tensors: {kinds['merged']} merged, {kinds['copied']} copied; {dropped} dropped",
+            f"{len(plan.jobs)} tensors: {kinds['merged']} merged, {kinds['copied']} copied{added}; {dropped} dropped",
             f"{parameters:,} parameters, {size:,} bytes in {len(plan.shards)} file{'s' * (len(plan.shards) > 1)}",
             f"stored as {stored}",
         ]
     )
+
+
+def _report(pictures: Mapping[str, str]) -> Iterator[str]:
+    yield "## Report"
+    yield f"`{PAGE}` says how to read these pictures; `{NUMBERS}` has their numbers."
+    for file, title in pictures.items():
+        yield f"![{title}]({file})"
 
 
 def _reproduce(shortened: bool) -> str:

@@ -1,8 +1,9 @@
-"""The lender's config with the dtype that the weights are stored in, and nothing else changed."""
+"""The lender's config with the dtype that the weights are stored in and what a correction switches, no more."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from mergetool.errors import HeaderError
@@ -26,6 +27,18 @@ def with_dtype(raw: bytes, stored: str | None) -> bytes:
     if not _set(config, dtype(stored).torch_name):
         return raw
     return (json.dumps(config, indent=2) + "\n").encode()
+
+
+def with_changes(raw: bytes, changes: Mapping[str, bool]) -> bytes:
+    """Switch keys of a config; the order of the others stays, and without changes every byte.
+
+    Args:
+        raw: the content of ``config.json``.
+        changes: the keys and what they become.
+    """
+    if not changes:
+        return raw
+    return (json.dumps({**json.loads(raw), **changes}, indent=2) + "\n").encode()
 
 
 def _set(config: dict[str, Any], name: str) -> bool:

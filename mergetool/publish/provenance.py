@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from mergetool.plan import Job, Plan, Route, Source
+from mergetool.publish.page import PAGE
 from mergetool.publish.privacy import Privacy
 from mergetool.storage.header import Header
 from mergetool.version import __version__
@@ -42,8 +43,9 @@ def provenance(
     """
     return {
         "format": PROVENANCE_FORMAT,
-        "versions": _versions(),
+        "versions": _versions(drawn=PAGE in files),
         "plan": plan.digest,
+        **({"task": plan.task} if plan.task else {}),
         "recipe": privacy.hide_in(plan.recipe.canonical()),
         "lender": plan.lender,
         "tokenizer": plan.tokenizer,
@@ -58,10 +60,10 @@ def provenance(
     }
 
 
-def _versions() -> dict[str, str]:
+def _versions(drawn: bool) -> dict[str, str]:
     """The software that the bytes may depend on."""
     found = {"mergetool": __version__}
-    for package in ("numpy", "numba"):
+    for package in ("numpy", "numba", *(("matplotlib",) if drawn else ())):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -95,9 +97,10 @@ def _methods(jobs: Sequence[Job], privacy: Privacy) -> list[dict[str, Any]]:
     groups: dict[str, dict[str, Any]] = {}
     for job in jobs:
         how = {
-            "method": job.method or "copy",
+            "method": "added" if job.added else job.method or "copy",
             "sources": [read.source for read in job.reads],
             "parameters": dict(sorted(job.parameters.items())),
+            **({"corrected": True} if job.corrected is not None else {}),
             **({"reason": privacy.hide(job.reason)} if job.reason else {}),
         }
         key = json.dumps(how, sort_keys=True)

@@ -14,6 +14,8 @@ from mergetool.recipe.tree import Node, Path, shorten
 _NAME = re.compile(r"[A-Za-z0-9_][\w.-]{0,99}", re.ASCII)
 _REPO = r"(?P<repo>[\w.-]+/[\w.-]+|[\w.-]+)(@(?P<revision>[^:\s]+))?"
 _SPLIT = r"(:(?P<config>[^:\[\]\s]+))?:(?P<split>[\w.+-]+(\[.*\])?)"
+_NAMING = ("align", "correct", "report")
+"""The stages that may name some of the data."""
 _ON_HUB = re.compile(re.escape(HUB) + _REPO + _SPLIT)
 
 
@@ -41,7 +43,7 @@ def examine_data(draft: Draft) -> None:
     for path, name in reversed(used):  # what is dropped from a list leaves the paths before it true
         if name not in names and name not in dropped:
             _strange(draft, path, name, names, named)
-    for key in ("align", "correct"):
+    for key in _NAMING:
         if draft.root.nearest((key, "data")).value == []:
             draft.drop((key, "data"))
 
@@ -101,7 +103,7 @@ def _used(draft: Draft) -> list[tuple[Path, str]]:
     """Every place that names data, with the name."""
     models = _child(draft, ("models",))
     many = len(models.value) if models is not None and isinstance(models.value, list) else 0
-    paths: list[Path] = [("models", i, "data") for i in range(many)] + [("align", "data"), ("correct", "data")]
+    paths: list[Path] = [("models", i, "data") for i in range(many)] + [(key, "data") for key in _NAMING]
     used: list[tuple[Path, str]] = []
     for path in paths:
         node = _child(draft, path)
@@ -121,6 +123,8 @@ def examine_stages(draft: Draft, recipe: Recipe) -> None:
     whole = not any(path[0] == "models" for path in draft.dropped)
     if align is not None and whole and len({*recipe.sources, recipe.reference}) < 2:
         draft.report(("align",), "`align` turns models to face each other, and here is one", "remove it", key=True)
+    if recipe.report is not None and recipe.report.cka and whole and len({*recipe.sources, recipe.reference}) < 2:
+        draft.report(("report", "cka"), "`cka` compares models, and here is one", "remove it", key=True)
     if correct is None:
         return
     if correct.method == "repair" and _child(draft, ("correct", "fold")) is not None:
@@ -141,6 +145,9 @@ def _needs_data(draft: Draft, recipe: Recipe) -> None:
         needs.append(("align", "activation_matching"))
     if recipe.correct is not None:
         needs.append(("correct", recipe.correct.method))
+    if recipe.report is not None and recipe.report.cka:
+        what = "`cka` runs the models on data, and the recipe has no `calibration`"
+        draft.report(("report", "cka"), what, "add `calibration: {data: {NAME: FILE}}`", key=True)
     for key, method in needs:
         what = f"`{method}` runs the models on data, and the recipe has no `calibration`"
         draft.report((key, "method"), what, "add `calibration: {data: {NAME: FILE}}`")

@@ -1,4 +1,4 @@
-"""What a recipe says about data and about the stages around the merge: calibration, align, correct, train."""
+"""What a recipe says about data and about the stages around the merge: calibration, align, correct, train, report."""
 
 from __future__ import annotations
 
@@ -84,6 +84,7 @@ class Correct:
 
     method: Literal["repair", "tact"]
     scope: Literal["output", "all"] = "output"
+    """The last representation, or every layer in turn; where the recipe is silent, REPAIR's is ``all``."""
     statistic: Literal["mean_std", "std"] = "mean_std"
     clamp: float = 10.0
     """No scale is more than this, or less than one over this."""
@@ -93,6 +94,20 @@ class Correct:
     """Of each data at most so many; None: as many as the data says."""
     fold: Literal["per_task", "side_file", "head"] = "per_task"
     """Where the corrections of each task go; without meaning for REPAIR, which has one for all."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run's report shows besides what the run finds out anyway."""
+
+    draw: bool = True
+    """Whether there is one at all."""
+    cka: bool | None = None
+    """Whether every two models are compared; None: where the run looks at whole models, and it takes little."""
+    data: tuple[str, ...] = ()
+    """Names of the data that they are compared on; empty: all."""
+    samples: int = 8
+    """Of each data at most so many."""
 
 
 @dataclass(frozen=True)

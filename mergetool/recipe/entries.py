@@ -9,7 +9,7 @@ from pydantic import Discriminator, Field, PlainValidator, Tag, WithJsonSchema, 
 
 from mergetool.recipe.references import TAG, Reference, Strict, Text, wrong
 from mergetool.recipe.spelling import did_you_mean
-from mergetool.recipe.stages import AlignEntry, CalibrationEntry, CorrectEntry, TrainEntry
+from mergetool.recipe.stages import AlignEntry, AnyReport, CalibrationEntry, CorrectEntry, TrainEntry
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 UNSUPPORTED = ("slices", "modules", "tokenizer", "chat_template", "override_architecture")
@@ -176,3 +176,4 @@ class Document(Strict):
     align: AlignEntry | None = Field(None, description="How the models are turned to face each other.")
     correct: CorrectEntry | None = Field(None, description="What is put right after the merge.")
     train: TrainEntry | None = Field(None, description="How a method that trains its coefficients does so.")
+    report: AnyReport | None = Field(None, description="What the report of a run shows; `none`: there is none.")

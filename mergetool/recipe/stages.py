@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 from pydantic import Discriminator, Field, Tag
 from pydantic_core import core_schema
 
-from mergetool.recipe.data import Align, AlignGroup, Correct, Data, Train
+from mergetool.recipe.data import Align, AlignGroup, Correct, Data, Report, Train
 from mergetool.recipe.references import TAG, Reference, Strict, Text, text_kind, wrong
 from mergetool.recipe.spelling import did_you_mean
 
@@ -169,8 +169,10 @@ class CorrectEntry(Strict):
     method: Annotated[str, one_of(*choices(Correct, "method"), "none")] = Field(
         description="`repair`: once, towards the models' mean; `tact`: for each task, towards its own model."
     )
-    scope: Annotated[str, one_of(*choices(Correct, "scope"))] = Field(
-        Correct.scope, description="Correct the last representation only, or every layer in turn."
+    scope: Annotated[str, one_of(*choices(Correct, "scope"))] | None = Field(
+        None,
+        description="Correct the last representation only, or every layer in turn; absent: `all` for `repair`, "
+        "`output` for `tact`.",
     )
     statistic: Annotated[str, one_of(*choices(Correct, "statistic"))] = Field(
         Correct.statistic, description="Correct mean and standard deviation, or the latter alone."
@@ -218,3 +220,22 @@ class TrainEntry(Strict):
         Train.patience, description="Stop once so many measurements in a row brought nothing better."
     )
     seed: Seed | None = Field(None, description="Where the order of the samples begins; absent: the recipe's.")
+
+
+class ReportEntry(Strict):
+    """What the report of a run shows besides what the run finds out anyway."""
+
+    cka: bool | None = Field(
+        None,
+        description="Compare every two models on the same data, layer by layer; absent: where the run looks at whole "
+        "models anyway, and no more than 2 GB of weights are read for it.",
+    )
+    data: DataNames | None = Field(None, description="Names of calibration data to compare them on; absent: all.")
+    samples: Annotated[int, count(1)] = Field(Report.samples, description="Of each data at most so many samples.")
+
+
+NoReport = Annotated[str, one_of("none")]
+AnyReport = Annotated[
+    Annotated[NoReport, Tag(TAG + "text")] | Annotated[ReportEntry, Tag(TAG + "mapping")],
+    Discriminator(text_kind),
+]

@@ -98,7 +98,7 @@ def save(args: argparse.Namespace, found: dict[str, Any]) -> None:
     try:
         plots(sections, folder)
     except ImportError:
-        print("no plots: they need matplotlib, the extra `bench`", file=sys.stderr)
+        print("no plots: matplotlib cannot be imported", file=sys.stderr)
 
 
 def main() -> None:

@@ -299,3 +299,20 @@ def test_the_spread_ratio_skips_units_that_never_move():
     target = Moments(np.zeros(3), np.array([1.0, 2.0, 0.0]))
     assert spread_ratio(target, Moments(np.zeros(3), np.array([0.5, 0.5, 7.0]))) == (0.5 + 0.25) / 2
     assert spread_ratio(Moments(np.zeros(1), np.zeros(1)), Moments(np.zeros(1), np.ones(1))) == 1.0
+
+
+@given(
+    shape=st.lists(st.integers(1, 7), min_size=1, max_size=3).map(tuple),
+    axis=st.integers(0, 2),
+    seed=st.integers(0, 100),
+    cuts=st.lists(st.floats(0, 1), max_size=3),
+)
+def test_a_tensor_is_edited_in_runs_to_the_same_bits(shape, axis, seed, cuts):
+    axis = axis % len(shape)
+    tensor = numbers(seed, *shape)
+    edit = Edit(axis, numbers(seed + 1, shape[axis]), numbers(seed + 2, shape[axis]) if seed % 2 else None)
+    flat = tensor.reshape(-1).copy()
+    places = sorted({0, flat.size, *(int(cut * flat.size) for cut in cuts)})
+    for start, stop in pairwise(places):
+        edit.tile(flat[start:stop], shape, start)
+    assert np.array_equal(flat, edit(tensor).reshape(-1))

@@ -8,7 +8,7 @@ import pytest
 
 from mergetool.errors import RecipeError
 from mergetool.methods import METHODS
-from mergetool.plan import check, show
+from mergetool.plan import check, show, stages
 from plan.models import planned, trio
 
 PLAIN = """\
@@ -54,8 +54,16 @@ def test_every_stage_is_listed_in_order_with_its_cost(folder, asking):
     more = "  scope: model\nalign: {method: activation_matching, data: two}\ntrain: {steps: 3, batch_tokens: 64}\n"
     text = "merge_method: ties\nbase_model: base\n" + PLAIN.split("\n", 1)[1].replace("parameters: {weight: 0.5}\n", "")
     plan = planned(folder, text + "parameters:\n  weight: 0.5\n  density: 0.5\n" + more + DATA)
-    assert [stage.name for stage in plan.stages] == ["align", "measure", "measure", "train", "measure", "merge"]
-    align, gram, gradients, train, cut, merge = plan.stages
+    assert [stage.name for stage in plan.stages] == [
+        "align",
+        "measure",
+        "measure",
+        "train",
+        "compare",
+        "measure",
+        "merge",
+    ]
+    align, gram, gradients, train, compare, cut, merge = plan.stages
     whole = sum(tensor.nbytes for tensor in plan.sources[0].checkpoint.tensors.values())
     weights = sum(tensor.size for tensor in plan.sources[0].checkpoint.tensors.values())
     assert (align.tokens, align.bytes_read) == (3 * 7, 3 * whole)
@@ -64,6 +72,9 @@ def test_every_stage_is_listed_in_order_with_its_cost(folder, asking):
     layer = 4 * 2 * 24 * 8 + 4 * 8  # what lies outside of the layers is more than a layer
     assert train.memory == 3 * 4 * weights // 2 + 3 * layer
     assert (train.passes, train.tokens, train.bytes_read) == (3, 3 * 64, 3 * 2 * 3 * whole)
+    pairs = 3
+    assert (compare.passes, compare.tokens) == (pairs, 2 * pairs * (8 * 50 + 7))
+    assert (compare.bytes_read, compare.memory) == (2 * pairs * whole, 2 * layer)
     assert cut.jobs_alone
     assert (cut.memory, merge.memory, merge.tokens) == (0, 0, 0)
     job = plan.jobs[0]
@@ -80,6 +91,29 @@ def test_the_table_and_the_data_tell_the_costs(folder, asking):
     stage = show.as_json(plan)["stages"][0]
     assert (stage["name"], stage["tokens"]) == ("measure", 1007)
     assert stage["memory"] == plan.stages[0].memory > 0
+
+
+def names(plan):
+    return [stage.name for stage in plan.stages]
+
+
+def test_models_are_compared_where_that_is_asked_for_or_cheap(folder, asking, monkeypatch):
+    assert names(planned(folder, PLAIN + DATA)) == ["merge"]  # nothing else looks at the models
+    asked = planned(folder, PLAIN + DATA + "report: {cka: true, data: two}\n")
+    assert names(asked) == ["compare", "merge"]
+    assert asked.stages[0].tokens == 2 * 7
+    asking("linear", gram="gram")
+    assert names(planned(folder, PLAIN + DATA)) == ["measure", "compare", "merge"]
+    for none in ("report: none\n", "report: {cka: false}\n"):
+        assert names(planned(folder, PLAIN + DATA + none)) == ["measure", "merge"]
+    monkeypatch.setattr(stages, "CHEAP", 1)
+    assert names(planned(folder, PLAIN + DATA)) == ["measure", "merge"]
+    assert names(planned(folder, PLAIN + DATA + "report: {cka: true}\n")) == ["measure", "compare", "merge"]
+
+
+def test_a_report_is_part_of_what_the_digest_tells(folder):
+    bare, none = (planned(folder, PLAIN + DATA + more).digest for more in ("", "report: none\n"))
+    assert bare != none
 
 
 def test_recipes_without_such_stages_have_those_they_had(folder):
@@ -99,12 +133,11 @@ def test_the_content_of_the_data_is_in_the_digest(folder):
 
 def test_files_that_are_not_there_are_told_with_all_else(folder):
     (folder / "one.txt").unlink()
-    text = PLAIN + DATA.replace("two.txt", "tow.txt") + "correct: {method: repair}\n"
+    text = PLAIN + DATA.replace("two.txt", "tow.txt")
     found = problems(folder, text)
     assert found == [
         ("there is no file one.txt", "merge.yaml:6:10", "did you mean `two.txt`?"),
         ("there is no file tow.txt", "merge.yaml:7:10", "did you mean `two.txt`?"),
-        ("`correct` is a stage that mergetool does not run yet", "merge.yaml:8:10", "remove it"),
     ]
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from mergetool.recipe import load, read, schema
 from mergetool.recipe.calibrated import on_hub
-from mergetool.recipe.data import Align, Calibration, Correct, Data, Train
+from mergetool.recipe.data import Align, Calibration, Correct, Data, Report, Train
 
 from .full import STAGES
 
@@ -50,9 +50,53 @@ def test_defaults_are_those_of_the_dataclasses_and_seeds_the_recipes():
     more = "seed: 9\nalign: {method: weight_matching}\ncorrect: {method: repair}\ntrain: {}\n"
     recipe = load(HEAD + DATA + more)
     assert recipe.align == Align("weight_matching", seed=9)
-    assert recipe.correct == Correct("repair")
+    assert recipe.correct == Correct("repair", "all")
     assert recipe.train == Train(seed=9)
     assert recipe.calibration.data == (Data("code", "code.txt"), Data("math", "math.jsonl"))
+
+
+def test_a_report_says_what_it_shows_or_that_there_is_none():
+    more = HEAD + DATA + "report: "
+    assert load(HEAD + DATA).report is None
+    assert load(more + "none\n").report == Report(draw=False)
+    assert load(more + "{}\n").report == Report()
+    assert load(more + "{cka: true, data: [code, math, code], samples: 3}\n").report == Report(
+        cka=True, data=("code", "math"), samples=3
+    )
+    assert load(more + "none\n").canonical()["report"]["draw"] is False
+    assert "report" not in load(HEAD + DATA).canonical()
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (HEAD + DATA + "report: nome\n", ("7:9", "`report` must be one of none", "did you mean `none`?")),
+        (HEAD + DATA + "report: {kca: true}\n", ("7:10", "unknown key `kca`", "did you mean `cka`?")),
+        (HEAD + DATA + "report: {cka: 3}\n", ("7:15", "`cka` must be true or false", "")),
+        (
+            HEAD + DATA + "report: {data: xyz}\n",
+            ("7:16", "there are no calibration data `xyz`", "allowed here: `math`, `code`"),
+        ),
+        (HEAD + DATA + "report: {samples: 0}\n", ("7:19", "`samples` must be at least 1, not 0", "")),
+        (
+            HEAD.replace(", data: math", "") + "report: {cka: true}\n",
+            ("6:10", "`cka` runs the models on data, and the recipe has no `calibration`", NO_DATA),
+        ),
+        (
+            "merge_method: linear\nmodels: [{model: a}]\nparameters: {weight: 1}\n" + DATA + "report: {cka: true}\n",
+            ("5:10", "`cka` compares models, and here is one", "remove it"),
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_report_is_told_where_it_is(text, problem):
+    assert told(text) == [problem]
+
+
+def test_the_scope_that_nobody_names_is_that_of_each_paper():
+    own = HEAD + DATA
+    assert load(own + "correct: {method: repair}\n").correct.scope == "all"
+    assert load(own + "correct: {method: tact}\n").correct.scope == "output"
+    assert load(own + "correct: {method: repair, scope: output}\n").correct.scope == "output"
 
 
 def test_stages_may_be_switched_off():

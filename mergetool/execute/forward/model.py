@@ -150,6 +150,13 @@ class Model:
                     self._set(name, self._empty[name], False)
                     self._loaded.discard(name)
 
+    def renew(self, groups: Iterable[Group]) -> None:
+        """Read parameters and buffers once more, for their weights are others than they were."""
+        groups = tuple(groups)
+        for group in groups:
+            self._loaded.difference_update(group.parameters)
+        self.load(groups)
+
     def _set(self, name: str, value: torch.Tensor, gradients: bool) -> None:
         if name not in self._owners:
             path, _, attribute = name.rpartition(".")

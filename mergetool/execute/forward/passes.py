@@ -103,7 +103,7 @@ def streamed(
         yield from stream.steps(done)
 
 
-def _nobody(seen: Seen) -> None:
+def nobody(seen: Seen) -> None:
     """Tell nobody."""
 
 
@@ -120,7 +120,7 @@ class _Stream:
         self.calls: set[str] = set()
         self.kept: dict[str, Any] = {}
         """What the latest block of each stack made of the batch, read once in a pass."""
-        self.told: Told = _nobody
+        self.told: Told = nobody
         self.tokens = Tokens({})
         self.blank = Watch(model)
 
@@ -173,7 +173,7 @@ class _Stream:
         """The block that a pass of the first batch comes to; None if they are all done."""
         self._start(0)
         try:
-            with self.blank.on(lambda path: False, _tokens(self.model, self.batches[0]), _nobody, last=True):
+            with self.blank.on(lambda path: False, _tokens(self.model, self.batches[0]), nobody, last=True):
                 self._forward()
         except _Reached as reached:
             return reached.block
@@ -181,7 +181,7 @@ class _Stream:
             return None
         return None
 
-    def _start(self, batch: int, told: Told = _nobody) -> Tokens:
+    def _start(self, batch: int, told: Told = nobody) -> Tokens:
         """Begin a pass; which places of the batch count."""
         self.batch, self.told = batch, told
         self.calls, self.kept = set(), {}

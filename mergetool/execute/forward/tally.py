@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 Run = Callable[[int, Told], None]
 Facts = dict[str, "NDArray[Any]"]
-_KERNEL_ROWS = 1024
-"""Rows of one CKA kernel, at most: a batch of more is several."""
+KERNEL_ROWS = 256
+"""Rows of one CKA kernel, at most: a batch of more is several. The estimate is unbiased for any number, and a row
+costs as much as there are others with it."""
 
 
 class Tally:
@@ -140,7 +141,7 @@ class Pair:
     def _add(self, key: tuple[str, str], first: torch.Tensor, second: torch.Tensor) -> None:
         if self.statistic == "cka":
             state = self._states.setdefault(key, empty_hsic(first.device))
-            for x, y in zip(first.split(_KERNEL_ROWS), second.split(_KERNEL_ROWS), strict=True):
+            for x, y in zip(first.split(KERNEL_ROWS), second.split(KERNEL_ROWS), strict=True):
                 accumulate_hsic(state, x, y)
         else:
             if key not in self._states:

@@ -1,0 +1,136 @@
+"""The sections about trained coefficients: how training went, and what came of it in every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mergetool.execute.report.depth import Depth
+from mergetool.facts.dam import Coefficients
+from mergetool.publish.sections import Cell, Panel, Section, Series, Value, numbers, rounded
+
+_STEPS = 400
+"""Points of a training curve, at most; of more steps means are drawn."""
+
+
+def training_section(about: Mapping[str, Any], sources: Sequence[str]) -> Section:
+    """How training went: the loss of each source's data, and the KL on what was held out.
+
+    Args:
+        about: the content of ``dam.json``.
+        sources: what its sources are called here.
+    """
+    steps, held = about["curve"]["steps"], about["curve"]["held_out"]
+    settings, best = about["settings"], about["best_step"]
+    panels = [Panel(f"training data ({settings['loss']})", *_curve(steps, "loss", sources))] if steps else []
+    marks = ((float(best), f"taken: step {best}"),)
+    if held:
+        panels.append(Panel("held-out data (kl)", *_curve(held, "kl", sources), marks))
+    rows: list[tuple[Cell, ...]] = [
+        ("training", each["step"], rounded(each["loss"]), rounded(each["penalty"]), *numbers(each["each"]))
+        for each in steps
+    ]
+    rows += [("held out", each["step"], rounded(each["kl"]), None, *numbers(each["each"])) for each in held]
+    return Section(
+        name="training",
+        title="Training of the coefficients",
+        found=_said(about),
+        reading="How far the merged model's predictions are from those of the source that knows the data, in nats a "
+        "token; 0 would be the same predictions. Left the rows that are trained on, right rows that training never "
+        "sees; the coefficients of the step with the lowest sum on the right are taken.",
+        warning="The right sum rising while the left falls: too little data, stop earlier or give more. A source "
+        "whose curve stays high or rises: the merge is paid for by that model. Jumps: lower `learning_rate`.",
+        x="step",
+        y="nats a token",
+        panels=tuple(panels),
+        limits=(0.0, 0.0),
+        columns=("data", "step", "sum", "penalty", *sources),
+        rows=tuple(rows),
+    )
+
+
+def _curve(
+    records: Sequence[Mapping[str, Any]], key: str, sources: Sequence[str]
+) -> tuple[tuple[float, ...], tuple[Series, ...]]:
+    """The steps, and a curve for each source and for the sum."""
+    runs = [list(run) for run in np.array_split(np.arange(len(records)), min(len(records), _STEPS))]
+
+    def thinned(values: Sequence[float]) -> tuple[Value, ...]:
+        return numbers(np.mean([values[i] for i in run]) for run in runs)
+
+    places = tuple(float(records[run[-1]]["step"]) for run in runs)
+    each = [Series(source, thinned([record["each"][i] for record in records]), i) for i, source in enumerate(sources)]
+    return places, (*each, Series("sum", thinned([record[key] for record in records]), style="total"))
+
+
+def _said(about: Mapping[str, Any]) -> str:
+    steps, best, most = about["steps"], about["best_step"], about["settings"]["steps"]
+    held = {each["step"]: each["kl"] for each in about["curve"]["held_out"]}
+    stopped = f"Stopped after {steps} of at most {most} steps" if steps < most else f"All {steps} steps were made"
+    if best not in held:
+        return f"{stopped}; nothing was held out, and the last coefficients were taken."
+    begun = f" from {held[0]:.4f}" if 0 in held else ""
+    taken = f"the coefficients of step {best} were taken, where the held-out KL had come{begun} to {held[best]:.4f}"
+    return f"{stopped}; {taken}."
+
+
+def coefficients_section(made: Coefficients, sources: Sequence[str], base: str | None, depth: Depth) -> Section:
+    """How the coefficients of every source are spread in each layer.
+
+    Args:
+        made: the coefficients.
+        sources: what their sources are called here.
+        base: what the base is called here, if there is one.
+        depth: the places of the models' tensors.
+    """
+    every = [_pooled(made, row, depth) for row in range(len(sources))]
+    used = depth.only(i for pools in every for i, pool in enumerate(pools) if pool.size)
+    panels = []
+    for row, source in enumerate(sources):
+        pools = [pool for i, pool in enumerate(every[row]) if depth.places[i] in used.places]
+        bands = (tuple(_quantiles(p, 0, 1) for p in pools), tuple(_quantiles(p, 0.1, 0.9) for p in pools))
+        panels.append(Panel(source, used.places, (Series("mean", numbers(p.mean() for p in pools), row, bands=bands),)))
+    rows: list[tuple[Cell, ...]] = [
+        (source, name, *numbers((v.min(), v.mean(), v.max())), int(v.size))
+        for name, values in made.values.items()
+        for source, v in zip(sources, values.reshape(len(sources), -1).astype(np.float64), strict=True)
+    ]
+    means = [float(np.concatenate(pools).mean()) for pools in every]
+    start = 1 / len(sources)
+    of = f"what the model changed of {base}" if made.form == "delta" and base else "the model's weights"
+    return Section(
+        name="coefficients",
+        title="Coefficients in every layer",
+        found="Mean of all coefficients: "
+        + ", ".join(f"{source} {mean:.3f}" for source, mean in zip(sources, means, strict=True))
+        + f" (one for every {made.granularity} of every weight; it weighs {of}).",
+        reading="The curve is the mean of a layer's coefficients, the dark band holds the middle 80 % of them, the "
+        f"light band all. The dotted line is where training began for the average, 1/{len(sources)}. `in` are "
+        "embeddings, `out` is what comes after the last layer.",
+        warning="A dark band much wider in one layer than in its neighbours, or a mean below 0 or far above 1: "
+        "training fits its data rather than the models; give more data, or a penalty such as `l2`. A source whose mean "
+        "is near 0 everywhere takes no part in the merge. Bands without any width: coefficients that were not trained.",
+        x="layer",
+        y="coefficient",
+        panels=tuple(panels),
+        line=rounded(start),
+        limits=(0.0, 1.0),
+        columns=("source", "weight", "least", "mean", "largest", "coefficients"),
+        rows=tuple(rows),
+    )
+
+
+def _pooled(made: Coefficients, row: int, depth: Depth) -> list[NDArray[np.float64]]:
+    """All coefficients of a source at each place."""
+    pools: list[list[NDArray[np.float64]]] = [[] for _ in depth.places]
+    for name, values in made.values.items():
+        if name in depth.at:
+            pools[depth.at[name]].append(values[row].reshape(-1).astype(np.float64))
+    return [np.concatenate(pool) if pool else np.empty(0) for pool in pools]
+
+
+def _quantiles(pool: NDArray[np.float64], low: float, high: float) -> tuple[Value, Value]:
+    return rounded(float(np.quantile(pool, low))), rounded(float(np.quantile(pool, high)))
