@@ -6,7 +6,6 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,14 @@ from typing import Any
 from mergetool.errors import OutputRefused, RunError
 from mergetool.execute.devices import backend_for, memory_for
 from mergetool.execute.engine import Engine
-from mergetool.execute.job import Outcome, work
+from mergetool.execute.job import Outcome
 from mergetool.execute.locks import FACTS
-from mergetool.execute.measure import FOLDER, measure_model
-from mergetool.execute.outlet import Memory
+from mergetool.execute.measure import FOLDER
+from mergetool.execute.merged import merged_weights
 from mergetool.execute.prepare import prepare
 from mergetool.execute.prepared import Prepared
 from mergetool.execute.progress import Progress, Quiet
-from mergetool.execute.sources import fetched, open_sources
+from mergetool.execute.sources import fetched
 from mergetool.execute.staging import Staging, read_provenance, refuse, staging, tidy
 from mergetool.kernels.backend import Array
 from mergetool.plan import Job, Plan, Report
@@ -188,16 +187,10 @@ def compute(plan: Plan, job: Job, device: str = "cpu", trust_code: bool = False)
         PlanError: there is no such device.
         MergetoolError: as :func:`mergetool.execute.prepare.prepare`.
     """
-    result = Memory(job.bytes_written)
-    backend = backend_for(device)
     asked = plan.recipe.align is not None or bool(wanted(job))
     ahead = prepare(plan, trust_code=trust_code, device=device.partition(",")[0]) if asked else Prepared(plan)
-    ready = fetched(plan, ahead.turnings)
-    with open_sources(ready, ahead.turnings) as sources, ThreadPoolExecutor(plan.memory.workers) as pool:
-        needed = replace(plan, jobs=tuple(j for j in plan.jobs if set(j.facts) & set(job.facts)))
-        facts = measure_model(needed, sources, backend, pool)
-        work(plan, job, sources, backend, facts, result, known=ahead)
-    return result.raw.view(job.dtype.storage)
+    with merged_weights(plan, ahead, device) as weights:
+        return weights.raw(job)
 
 
 def _complete(plan: Plan, output: Path, provenance: Mapping[str, Any]) -> bool:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from mergetool.checkpoint.checkpoint import Checkpoint, TensorRef, fetch
+from mergetool.checkpoint.checkpoint import Checkpoint, fetch
 from mergetool.errors import CheckpointError, NonFinite
+from mergetool.storage.dtypes import DType
 from mergetool.storage.header import Entry
 from mergetool.storage.reader import Reader
 
@@ -51,7 +53,7 @@ class CheckpointWeights:
         """
         ref = self.checkpoint.tensors[name]
         raw = self._readers[ref.file].read(Entry(name, ref.dtype, ref.shape, ref.start, ref.start + ref.nbytes))
-        return _tensor(raw, ref, self.checkpoint.label)
+        return tensor_of(raw, ref.dtype, ref.shape, f"{self.checkpoint.label}: {name}")
 
 
 @contextlib.contextmanager
@@ -71,12 +73,23 @@ def open_weights(checkpoint: Checkpoint) -> Iterator[CheckpointWeights]:
         yield CheckpointWeights(checkpoint, readers)
 
 
-def _tensor(raw: np.ndarray, ref: TensorRef, label: str) -> torch.Tensor:
-    dtype = getattr(torch, ref.dtype.torch_name, None)
-    if dtype is None or ref.dtype.bits < 8:
-        raise CheckpointError(f"holds {ref.dtype}, which cannot be computed with", f"{label}: {ref.name}")
-    values = torch.from_numpy(raw.view(np.uint8)).view(dtype).reshape(ref.shape)
-    return values.float() if ref.dtype.is_float else values
+def tensor_of(raw: NDArray[Any], dtype: DType, shape: tuple[int, ...], where: str) -> torch.Tensor:
+    """Raw storage as a tensor: float32 if it holds floats, else as it is.
+
+    Args:
+        raw: the storage, flat.
+        dtype: what it holds.
+        shape: the tensor's.
+        where: the tensor, for messages.
+
+    Raises:
+        CheckpointError: its type cannot be computed with.
+    """
+    found = getattr(torch, dtype.torch_name, None)
+    if found is None or dtype.bits < 8:
+        raise CheckpointError(f"holds {dtype}, which cannot be computed with", where)
+    values = torch.from_numpy(raw.view(np.uint8)).view(found).reshape(shape)
+    return values.float() if dtype.is_float else values
 
 
 def refuse_nonfinite(name: str, tensor: torch.Tensor) -> None:
