@@ -40,6 +40,7 @@ HEADS = {
     "AlignEntry": "`align`",
     "CorrectEntry": "`correct`",
     "TrainEntry": "`train`",
+    "EvaluateEntry": "`evaluate`",
 }
 """The heading of each mapping that a recipe may hold, in the order of the page."""
 _WORDS = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true/false"}

@@ -1,9 +1,10 @@
-"""All that is done ahead of the jobs: sources are turned, measured and trained, each product a folder of facts."""
+"""All that is done ahead of the jobs: sources turned, measured, trained and tried, each product a folder of facts."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from mergetool.execute.fact_folder import Facts
 from mergetool.execute.prepared import Prepared
 from mergetool.execute.progress import Progress, Quiet
 from mergetool.plan import Plan
-from mergetool.plan.stages import TRAINED, merged, wanted
+from mergetool.plan.stages import CHOSEN, TRAINED, measured, merged, wanted
 
 if TYPE_CHECKING:
     from mergetool.execute.prepare_data import SourceData
@@ -70,33 +71,37 @@ def prepare(
 def _facts(
     sources: Sources, data: SourceData, notes: tuple[str, ...], progress: Progress, root: Path | None
 ) -> Prepared:
-    """Measure and train for sources that are in their order."""
+    """Measure, train and try out, for sources that are in their order."""
     from mergetool.execute.prepare_training import train_all
 
-    measured: dict[tuple[str, int], Facts] = {}
+    found_of: dict[tuple[str, int], Facts] = {}
     turned: set[str] = set()
     for (kind, source), names in _measures(sources.plan).items():
-        measured[kind, source], found = _record(sources, data, kind, source, sorted(names), progress, root)
+        found_of[kind, source], found = _record(sources, data, kind, source, sorted(names), progress, root)
         turned |= found
     jobs = [job for job in sources.plan.jobs if TRAINED in wanted(job).values()]
     coefficients = None
     if jobs:
         coefficients, more = train_all(sources, data, jobs, progress, root)
         notes = (*notes, *more)
+    known = Prepared(sources.plan, sources.turnings, found_of, coefficients, transposed=frozenset(turned))
+    if any(CHOSEN in wanted(job).values() for job in sources.plan.jobs):
+        from mergetool.execute.prepare_soup import choose
+
+        shares, more = choose(sources, data, known, progress, root)
+        known, notes = replace(known, shares=shares), (*notes, *more)
     # What no pass went through is of no account to a method that goes without, but in a note.
-    said = (f"{facts.label}: {note}" for facts in measured.values() for note in facts.notes)
-    every = tuple(dict.fromkeys((*notes, *data.notes, *said)))
-    return Prepared(sources.plan, sources.turnings, measured, coefficients, frozenset(turned), every)
+    said = (f"{facts.label}: {note}" for facts in found_of.values() for note in facts.notes)
+    return replace(known, notes=tuple(dict.fromkeys((*notes, *data.notes, *said))))
 
 
 def _measures(plan: Plan) -> Mapping[tuple[str, int], set[str]]:
     """What is to be measured: for each kind and source the names of the tensors."""
     found: dict[tuple[str, int], set[str]] = defaultdict(set)
     for job in plan.jobs:
-        kinds = set(wanted(job).values()) - {TRAINED}
         first = len(job.reads) - len(merged(job))
         for read in job.reads[first:]:
-            for kind in kinds:
+            for kind in measured(job):
                 found[kind, read.source].add(read.tensor.name)
     return dict(sorted(found.items()))
 

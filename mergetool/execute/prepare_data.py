@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from mergetool.execute.calibration import Samples, open_tokenizer, read
 from mergetool.execute.calibration_adapter import Adapter, load_adapter
 from mergetool.plan import Plan
 from mergetool.plan.sources import place
+from mergetool.recipe.data import Data
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,21 @@ class SourceData:
         if not every:
             fix = "add `calibration: {data: {NAME: FILE}}`"
             raise PlanError(f"there are no calibration data of {found.label}", place(recipe, found.label), fix)
-        labels = labels and self.adapter is None
+        return self.read(every, source, labels and self.adapter is None)
+
+    def read(self, every: Sequence[Data], source: int, labels: bool) -> tuple[Samples, ...]:
+        """The samples of some data, in the tokens of a source.
+
+        Args:
+            every: the data.
+            source: its place in the plan.
+            labels: whether to say what is to be predicted; an adapter's own labels are kept then.
+
+        Raises:
+            PlanError: they cannot be read, hold too little, or lack what is to be predicted.
+            CheckpointError: there is no tokenizer, or it cannot be loaded.
+        """
+        recipe, found = self.plan.recipe, self.plan.sources[source]
         reader = self._reader(source)
         longest = None if self.adapter is not None else _longest(found.checkpoint.config)
         for data in every:

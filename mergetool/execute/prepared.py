@@ -15,7 +15,7 @@ from mergetool.execute.fact_folder import Facts
 from mergetool.facts.dam import Coefficients
 from mergetool.methods import METHODS
 from mergetool.plan import Job, Plan
-from mergetool.plan.stages import TRAINED, merged, wanted
+from mergetool.plan.stages import CHOSEN, TRAINED, merged, wanted
 from mergetool.storage.header import Entry
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class Prepared:
         turnings: the sources that are read in another order of their units, by their place in the plan.
         measured: the folders of facts, by kind and the source's place in the plan.
         coefficients: what was trained, if anything was.
+        shares: how much each source counts in a soup, by its place in the plan, if one was chosen.
         transposed: tensors that are stored as [in, out], or [experts, in, out].
         notes: what the user should know.
     """
@@ -42,6 +43,7 @@ class Prepared:
     turnings: Mapping[int, Turning] = field(default_factory=dict)
     measured: Mapping[tuple[str, int], Facts] = field(default_factory=dict)
     coefficients: Coefficients | None = None
+    shares: Mapping[int, float] | None = None
     transposed: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
     _mapped: dict[tuple[Path, str], NDArray[Any]] = field(default_factory=dict, repr=False)
@@ -49,18 +51,21 @@ class Prepared:
     @property
     def tells(self) -> bool:
         """Whether jobs have anything to ask; the order of sources they need not know of."""
-        return bool(self.measured) or self.coefficients is not None
+        return bool(self.measured) or self.coefficients is not None or self.shares is not None
 
     def extra(self, job: Job, name: str, source: int) -> Extra | None:
         """What the method's argument ``name`` is for a source; None where nothing is known of this tensor.
 
         Args:
             job: one of the plan's jobs.
-            name: an argument of its method, whose kind is ``coefficients`` or ``squared_gradients``.
+            name: an argument of its method, whose kind is ``coefficients``, ``soup`` or ``squared_gradients``.
             source: which of the job's merged sources, the base left out.
         """
         from mergetool.execute.known import Extra
 
+        if wanted(job)[name] == CHOSEN:
+            share = None if self.shares is None else self.shares.get(merged(job)[source], 0.0)
+            return None if share is None else Extra(np.array(share), ())
         if wanted(job)[name] == TRAINED:
             made = self.coefficients
             if made is None or job.name not in made.values:

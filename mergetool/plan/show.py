@@ -120,6 +120,7 @@ def _stages(plan: Plan) -> list[str]:
     for number, stage in enumerate(plan.stages, 1):
         once, often = ("one step", "steps") if stage.name == "train" else ("one pass", "passes")
         passes = f"up to {stage.passes} {often}" if stage.passes > 1 else once
+        passes = f"{stage.passes} models" if stage.name == "evaluate" else passes
         does = "measures models on data" if stage.name == "measure" and stage.memory else _DOES[stage.name]
         rows.append((f"{number}", stage.name, plural(len(stage.jobs), "tensor"), passes, does))
     lines: list[str] = []
@@ -132,6 +133,7 @@ _DOES = {
     "align": "puts the units of the models in one order",
     "measure": "reads what the merge has to know about the whole model",
     "train": "trains coefficients on data",
+    "evaluate": "tries averages on data",
     "merge": "makes the output",
 }
 

@@ -1,4 +1,4 @@
-"""The stages of a plan: what is turned, measured and trained ahead of the merge, and what each of them costs."""
+"""The stages of a plan: what is turned, measured, trained and tried ahead of the merge, and what each costs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
 
 from mergetool.errors import Problem
+from mergetool.facts.soup import evaluations, reads
 from mergetool.methods import METHODS
 from mergetool.plan.passes import CUT
 from mergetool.plan.work import Job, Memory, Source, Stage
@@ -14,7 +15,9 @@ from mergetool.recipe import Recipe
 from mergetool.recipe.data import Data, Train
 
 TRAINED = "coefficients"
-"""The kind of fact that is trained; all others are measured."""
+"""The kind of fact that is trained."""
+CHOSEN = "soup"
+"""The kind of fact that is found by trying merged models."""
 _GRADIENTS = "squared_gradients"
 
 
@@ -22,6 +25,11 @@ def wanted(job: Job) -> Mapping[str, str]:
     """What a job's method must know of the models besides their tensors: argument → kind of fact."""
     found: Mapping[str, str] = getattr(METHODS[job.method], "facts", {}) if job.method else {}
     return found
+
+
+def measured(job: Job) -> tuple[str, ...]:
+    """The kinds of facts that are measured for a job, each source on its own data."""
+    return tuple(kind for kind in dict.fromkeys(wanted(job).values()) if kind not in (TRAINED, CHOSEN))
 
 
 def merged(job: Job) -> tuple[int, ...]:
@@ -42,11 +50,15 @@ def unmet(recipe: Recipe, jobs: Sequence[Job]) -> Iterator[Problem]:
     kinds: dict[str, set[str]] = defaultdict(set)
     for job in jobs:
         kinds[job.method].update(wanted(job).values())
-    if recipe.train is not None and not any(TRAINED in found for found in kinds.values()):
-        what = f"`train` says how coefficients are trained, and `{recipe.merge_method}` trains none"
-        able = [name for name, method in METHODS.items() if TRAINED in getattr(method, "facts", {}).values()]
+    for key, kind, does, not_so in (
+        ("train", TRAINED, "coefficients are trained", "trains none"),
+        ("evaluate", CHOSEN, "merged models are tried out", "tries none"),
+    ):
+        if getattr(recipe, key) is None or any(kind in found for found in kinds.values()):
+            continue
+        able = [name for name, method in METHODS.items() if kind in getattr(method, "facts", {}).values()]
         fix = f"remove it, or use `merge_method: {able[0]}`" if able else "remove it"
-        yield Problem(what, recipe.where("train"), fix)
+        yield Problem(f"`{key}` says how {does}, and `{recipe.merge_method}` {not_so}", recipe.where(key), fix)
     for name in sorted(name for name, found in kinds.items() if found and recipe.calibration is None):
         what = f"`{name}` runs the models on data, and the recipe has no `calibration`"
         yield Problem(what, _place(recipe, name), "add `calibration: {data: {NAME: FILE}}`")
@@ -67,6 +79,7 @@ def stages(recipe: Recipe, sources: Sequence[Source], jobs: Sequence[Job], memor
         *_align(recipe, sources, jobs),
         *_measures(recipe, sources, jobs),
         *_train(recipe, sources, jobs),
+        *_evaluate(recipe, sources, jobs),
         *((Stage("measure", cut, CUT),) if cut else ()),
         Stage("merge", tuple(range(len(jobs))), most),
     )
@@ -87,8 +100,8 @@ def _align(recipe: Recipe, sources: Sequence[Source], jobs: Sequence[Job]) -> It
 
 def _measures(recipe: Recipe, sources: Sequence[Source], jobs: Sequence[Job]) -> Iterator[Stage]:
     """The measurements on data, one for each kind of fact; every model on its own data."""
-    for kind in dict.fromkeys(kind for job in jobs for kind in wanted(job).values() if kind != TRAINED):
-        places = tuple(i for i, job in enumerate(jobs) if kind in wanted(job).values())
+    for kind in dict.fromkeys(kind for job in jobs for kind in measured(job)):
+        places = tuple(i for i, job in enumerate(jobs) if kind in measured(job))
         every = sorted({source for i in places for source in merged(jobs[i])})
         tokens = sum(_tokens(recipe.data_of(sources[i].label)) for i in every)
         # Gradients need all weights at once, one gradient and the sums in float64; inputs a layer and its matrices.
@@ -106,6 +119,24 @@ def _train(recipe: Recipe, sources: Sequence[Source], jobs: Sequence[Job]) -> It
     held = 3 * max(_floats(sources[i]) for i in every) // 2 + sum(_layer(sources[i]) for i in every)
     nbytes = 2 * settings.steps * sum(_weights(sources[i]) for i in every)
     yield Stage("train", places, settings.steps, settings.steps * settings.batch_tokens, nbytes, held)
+
+
+def _evaluate(recipe: Recipe, sources: Sequence[Source], jobs: Sequence[Job]) -> Iterator[Stage]:
+    """The choice of a soup: every average that is tried is made from its sources, held whole and run on the data."""
+    places = tuple(i for i, job in enumerate(jobs) if CHOSEN in wanted(job).values())
+    if not places:
+        return
+    own = merged(jobs[places[0]])
+    tokens = _tokens(scored(recipe)) * evaluations(len(own))
+    nbytes = reads(len(own)) * max(_weights(sources[i]) for i in own)
+    held = max(_floats(sources[i]) for i in own) + 4 * max(job.size for job in jobs)
+    yield Stage("evaluate", places, evaluations(len(own)), tokens, nbytes, held)
+
+
+def scored(recipe: Recipe) -> tuple[Data, ...]:
+    """The data that merged models are tried on."""
+    names = () if recipe.evaluate is None else recipe.evaluate.data
+    return () if recipe.calibration is None else recipe.calibration.named(names)
 
 
 def _tokens(data: Iterable[Data]) -> int:

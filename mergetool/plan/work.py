@@ -85,11 +85,12 @@ class Job:
 class Stage:
     """One pass over the models; what it makes is a folder of named tensors."""
 
-    name: Literal["align", "measure", "train", "merge"]
+    name: Literal["align", "measure", "train", "evaluate", "merge"]
     jobs: tuple[int, ...]
     """Places in :attr:`Plan.jobs`."""
     passes: int
-    """How often the stage reads its tensors; of large ones about, and others less often. Of training, its steps."""
+    """How often the stage reads its tensors; of large ones about, and others less often. Of training, its
+    steps; of an evaluation, how many models are tried."""
     tokens: int = 0
     """The most tokens that models are run on; 0 where none is run."""
     bytes_read: int = 0

@@ -41,7 +41,7 @@ def examine_data(draft: Draft) -> None:
     for path, name in reversed(used):  # what is dropped from a list leaves the paths before it true
         if name not in names and name not in dropped:
             _strange(draft, path, name, names, named)
-    for key in ("align", "correct"):
+    for key in ("align", "correct", "evaluate"):
         if draft.root.nearest((key, "data")).value == []:
             draft.drop((key, "data"))
 
@@ -101,7 +101,8 @@ def _used(draft: Draft) -> list[tuple[Path, str]]:
     """Every place that names data, with the name."""
     models = _child(draft, ("models",))
     many = len(models.value) if models is not None and isinstance(models.value, list) else 0
-    paths: list[Path] = [("models", i, "data") for i in range(many)] + [("align", "data"), ("correct", "data")]
+    paths: list[Path] = [("models", i, "data") for i in range(many)]
+    paths += [(key, "data") for key in ("align", "correct", "evaluate")]
     used: list[tuple[Path, str]] = []
     for path in paths:
         node = _child(draft, path)

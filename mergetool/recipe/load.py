@@ -13,7 +13,7 @@ import yaml
 from mergetool.errors import Problem, RecipeError
 from mergetool.recipe.calibrated import examine_data, examine_stages
 from mergetool.recipe.combination import examine_combination, reported
-from mergetool.recipe.data import Align, Calibration, Correct, Data, Train
+from mergetool.recipe.data import Align, Calibration, Correct, Data, Evaluate, Train
 from mergetool.recipe.draft import Draft
 from mergetool.recipe.entries import Document, RuleEntry
 from mergetool.recipe.names import examine_methods, examine_parameters, examine_roles, examine_sources
@@ -131,7 +131,7 @@ def _recipe(document: Document, draft: Draft, text: str, path: pathlib.Path | No
 
 
 def _stages(document: Document) -> dict[str, Any]:
-    """The four keys about data and about the stages around the merge, as arguments of a recipe."""
+    """The keys about data and about the stages around the merge, as arguments of a recipe."""
     calibration, align, correct, train = document.calibration, document.align, document.correct, document.train
     found: dict[str, Any] = {}
     if calibration is not None:
@@ -152,6 +152,9 @@ def _stages(document: Document) -> dict[str, Any]:
     if train is not None:
         seed = document.seed if train.seed is None else train.seed
         found["train"] = Train(seed=seed, **train.model_dump(exclude={"seed"}))
+    if (evaluate := document.evaluate) is not None:
+        names = tuple(dict.fromkeys(evaluate.data or ()))
+        found["evaluate"] = Evaluate(data=names, **evaluate.model_dump(exclude={"data"}))
     return found
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergetool.errors import Problem
 from mergetool.recipe.catalogue import methods
-from mergetool.recipe.data import Align, Calibration, Correct, Data, Train
+from mergetool.recipe.data import Align, Calibration, Correct, Data, Evaluate, Train
 from mergetool.recipe.rules import Rule
 from mergetool.recipe.settings import UNSET, Condition, Setting, evaluate
 from mergetool.recipe.tree import Node, Path, Scalar
@@ -71,6 +71,7 @@ class Recipe:
     align: Align | None = None
     correct: Correct | None = None
     train: Train | None = None
+    evaluate: Evaluate | None = None
 
     def where(self, *path: str | int) -> str:
         """The ``file:line:column`` of what is at a path, or of what is nearest around it."""
@@ -193,7 +194,7 @@ class Recipe:
     def canonical(self) -> dict[str, Any]:
         """What the recipe means, as stable plain data for digests: without its text, folder and output."""
         left_out = {"text", "folder", "tree", "output", "reported"}
-        stages = {"calibration", "align", "correct", "train"}
+        stages = {"calibration", "align", "correct", "train", "evaluate"}
         return {
             item.name: _plain(value)
             for item in dataclasses.fields(self)

@@ -27,6 +27,7 @@ _ENTRIES: dict[str, type[references.Strict]] = {
     "reference": references.ReferenceEntry,
     "correct": stages.CorrectEntry,
     "train": stages.TrainEntry,
+    "evaluate": stages.EvaluateEntry,
 }
 _MUST_BE = {
     "model_type": "a mapping of names to values",
