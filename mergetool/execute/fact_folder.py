@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +138,18 @@ def open_facts(path: Path) -> Facts:
         raise CheckpointError(f"cannot be read: {error}", str(path / ABOUT), "remove the folder") from error
     entries = entries_of([path / file for file in fields.pop("files")])
     return Facts(path, notes=tuple(fields.pop("notes")), entries=entries, **fields)
+
+
+def under(facts: Facts, prefix: str) -> Facts:
+    """The facts whose names begin with a prefix, called by what follows it: one model's where a folder has several.
+
+    Args:
+        facts: a folder.
+        prefix: such as ``0/``.
+    """
+    entries = {name.removeprefix(prefix): at for name, at in facts.entries.items() if name.startswith(prefix)}
+    pairs = ((a.removeprefix(prefix), b.removeprefix(prefix)) for a, b in facts.aliases.items() if a.startswith(prefix))
+    return replace(facts, entries=entries, aliases=dict(pairs))
 
 
 def entries_of(files: Iterable[Path]) -> dict[str, tuple[Path, Entry]]:

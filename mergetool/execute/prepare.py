@@ -12,7 +12,7 @@ from mergetool.execute.fact_folder import Facts
 from mergetool.execute.prepared import Prepared
 from mergetool.execute.progress import Progress, Quiet
 from mergetool.plan import Plan
-from mergetool.plan.stages import CHOSEN, TRAINED, measured, merged, wanted
+from mergetool.plan.stages import CHOSEN, GRAM, TRAINED, measured, merged, sequential, wanted
 
 if TYPE_CHECKING:
     from mergetool.execute.prepare_data import SourceData
@@ -85,23 +85,28 @@ def _facts(
         coefficients, more = train_all(sources, data, jobs, progress, root)
         notes = (*notes, *more)
     known = Prepared(sources.plan, sources.turnings, found_of, coefficients, transposed=frozenset(turned))
+    if sequential(sources.plan.jobs):
+        from mergetool.execute.prepare_sequence import measure_in_sequence
+
+        known = measure_in_sequence(sources, data, known, progress, root)
     if any(CHOSEN in wanted(job).values() for job in sources.plan.jobs):
         from mergetool.execute.prepare_soup import choose
 
         shares, more = choose(sources, data, known, progress, root)
         known, notes = replace(known, shares=shares), (*notes, *more)
     # What no pass went through is of no account to a method that goes without, but in a note.
-    said = (f"{facts.label}: {note}" for facts in found_of.values() for note in facts.notes)
+    said = (f"{facts.label}: {note}" for facts in known.measured.values() for note in facts.notes)
     return replace(known, notes=tuple(dict.fromkeys((*notes, *data.notes, *said))))
 
 
 def _measures(plan: Plan) -> Mapping[tuple[str, int], set[str]]:
     """What is to be measured: for each kind and source the names of the tensors."""
     found: dict[tuple[str, int], set[str]] = defaultdict(set)
+    later = {GRAM} if sequential(plan.jobs) else set()
     for job in plan.jobs:
         first = len(job.reads) - len(merged(job))
         for read in job.reads[first:]:
-            for kind in measured(job):
+            for kind in {*measured(job)} - later:
                 found[kind, read.source].add(read.tensor.name)
     return dict(sorted(found.items()))
 

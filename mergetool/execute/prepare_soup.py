@@ -6,7 +6,6 @@ rules make of other tensors. So the soup that is written has the loss that it wa
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -107,7 +106,7 @@ class Tasting:
             "data": [samples.digest for samples in self.samples],
             "metric": self.settings.metric,
             "dtypes": sorted({(job.name, job.dtype.name) for job in plan.jobs if CHOSEN in wanted(job).values()}),
-            "others": [] if not others else [_others(self.sources, others), _known(self.known)],
+            "others": self.sources.made_by(others, self.known),
         }
 
     def candidate(self, members: Sequence[int]) -> Plan:
@@ -143,27 +142,6 @@ def _restricted(job: Job, chosen: set[int], asked: str | None) -> Job:
     if CHOSEN not in wanted(job).values():
         return job
     return replace(job, reads=tuple(read for read in job.reads if read.source in chosen))
-
-
-def _others(sources: Sources, jobs: Sequence[Job]) -> Any:
-    """What decides the tensors that are not the soup's."""
-    plan = sources.plan
-    every = sorted({read.source for job in jobs for read in job.reads})
-    models = [[plan.sources[source].label, sources.made_of(source)] for source in every]
-    told = [
-        [job.name, job.dtype.name, job.method, sorted(job.parameters.items()), job.facts]
-        + [[every.index(read.source), read.tensor.name] for read in job.reads]
-        for job in jobs
-    ]
-    return [plan.recipe.seed, models, told]
-
-
-def _known(known: Prepared) -> Any:
-    """What tells the facts that other jobs use from others."""
-    made = hashlib.sha256()
-    for name, values in sorted(known.coefficients.values.items() if known.coefficients is not None else ()):
-        made.update(name.encode() + np.ascontiguousarray(values).tobytes())
-    return [sorted(facts.path.name for facts in known.measured.values()), made.hexdigest()]
 
 
 def _rows(config: Mapping[str, Any], samples: Samples) -> int:

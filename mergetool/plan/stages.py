@@ -16,6 +16,8 @@ from mergetool.recipe.data import Data, Train
 
 TRAINED = "coefficients"
 """The kind of fact that is trained."""
+GRAM = "gram"
+"""The kind of fact that may be measured while layers are merged."""
 CHOSEN = "soup"
 """The kind of fact that is found by trying merged models."""
 _GRADIENTS = "squared_gradients"
@@ -30,6 +32,11 @@ def wanted(job: Job) -> Mapping[str, str]:
 def measured(job: Job) -> tuple[str, ...]:
     """The kinds of facts that are measured for a job, each source on its own data."""
     return tuple(kind for kind in dict.fromkeys(wanted(job).values()) if kind not in (TRAINED, CHOSEN))
+
+
+def sequential(jobs: Iterable[Job]) -> bool:
+    """Whether the inputs of layers are measured as the merged layers before them make them."""
+    return any(job.parameters.get("sequential") is True for job in jobs if GRAM in measured(job))
 
 
 def merged(job: Job) -> tuple[int, ...]:
@@ -59,9 +66,25 @@ def unmet(recipe: Recipe, jobs: Sequence[Job]) -> Iterator[Problem]:
         able = [name for name, method in METHODS.items() if kind in getattr(method, "facts", {}).values()]
         fix = f"remove it, or use `merge_method: {able[0]}`" if able else "remove it"
         yield Problem(f"`{key}` says how {does}, and `{recipe.merge_method}` {not_so}", recipe.where(key), fix)
+    yield from _sequence(recipe, jobs)
     for name in sorted(name for name, found in kinds.items() if found and recipe.calibration is None):
         what = f"`{name}` runs the models on data, and the recipe has no `calibration`"
         yield Problem(what, _place(recipe, name), "add `calibration: {data: {NAME: FILE}}`")
+
+
+def _sequence(recipe: Recipe, jobs: Sequence[Job]) -> Iterator[Problem]:
+    """What cannot be done while layers are merged one after the other."""
+    if not sequential(jobs):
+        return
+    asking = [job for job in jobs if GRAM in measured(job)]
+    where = recipe.where("parameters", "sequential")
+    if odd := next((job for job in asking if job.parameters.get("sequential") is not True), None):
+        first = next(job for job in asking if job.parameters.get("sequential") is True)
+        what = f"`sequential` differs between `{first.name}` and `{odd.name}`, and layers are merged in one sequence"
+        yield Problem(what, where, "give it one value")
+    if any(CHOSEN in wanted(job).values() for job in jobs):
+        what = "a soup is chosen by what the other tensors are, and with `sequential` these depend on the soup"
+        yield Problem(what, where, "leave out `sequential`, or choose the soup in a recipe of its own")
 
 
 def _place(recipe: Recipe, method: str) -> str:
@@ -103,10 +126,12 @@ def _measures(recipe: Recipe, sources: Sequence[Source], jobs: Sequence[Job]) ->
     for kind in dict.fromkeys(kind for job in jobs for kind in measured(job)):
         places = tuple(i for i, job in enumerate(jobs) if kind in measured(job))
         every = sorted({source for i in places for source in merged(jobs[i])})
-        tokens = sum(_tokens(recipe.data_of(sources[i].label)) for i in every)
+        again = 1 + (kind == GRAM and sequential(jobs))  # each source's layer, then the merged one
+        tokens = again * sum(_tokens(recipe.data_of(sources[i].label)) for i in every)
         # Gradients need all weights at once, one gradient and the sums in float64; inputs a layer and its matrices.
         held = max((_floats(sources[i]) * 3 if kind == _GRADIENTS else _grams(sources[i]) for i in every), default=0)
-        yield Stage("measure", places, 1, tokens, sum(_weights(sources[i]) for i in every), held)
+        nbytes = again * sum(_weights(sources[i]) for i in every)
+        yield Stage("measure", places, again, tokens, nbytes, held)
 
 
 def _train(recipe: Recipe, sources: Sequence[Source], jobs: Sequence[Job]) -> Iterator[Stage]:
