@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+import weakref
 
 import numpy as np
 import pytest
@@ -21,8 +22,10 @@ from mergetool.execute import prepare_sequence  # noqa: E402
 from mergetool.execute.calibration import open_tokenizer, read  # noqa: E402
 from mergetool.execute.fact_folder import open_facts  # noqa: E402
 from mergetool.execute.forward.outputs import Outputs  # noqa: E402
+from mergetool.execute.merged import merged_weights  # noqa: E402
 from mergetool.execute.parts import finish, run_part  # noqa: E402
 from mergetool.execute.prepare import prepare  # noqa: E402
+from mergetool.execute.prepared import Prepared  # noqa: E402
 from mergetool.execute.run import run  # noqa: E402
 from mergetool.plan import show  # noqa: E402
 from mergetool.plan.parts import Share  # noqa: E402
@@ -287,3 +290,25 @@ def test_a_nan_is_refused_and_nothing_is_kept(folder, cache):
     with pytest.raises(NonFinite):
         prepare(planned(folder, "regmean", "", SEQUENTIAL))
     assert not list(cache.glob("*gram*-*[!k]"))
+
+
+def test_two_gram_matrices_are_held_at_once_whatever_the_number_of_sources(folder, cache, monkeypatch):
+    for label in "cde":
+        shutil.copytree(folder / "a", folder / label)
+    every = "".join(f"  - {{model: {label}, data: first}}\n" for label in "cde")
+    plan = planned(folder, "regmean", "", ("parameters: {weight: 0.5}\n", every + "parameters: {weight: 0.5}\n"))
+    known = prepare(plan)
+    held, most, matrix = [], [], Prepared.matrix
+
+    def counted(self, *arguments):
+        found = matrix(self, *arguments)
+        if found is not None:
+            held.append(weakref.ref(found.values))
+        most.append(sum(each() is not None for each in held))
+        return found
+
+    monkeypatch.setattr(Prepared, "matrix", counted)
+    with merged_weights(plan, known) as weights:
+        weights.raw(plan.job("model.layers.1.mlp.down_proj.weight"))
+    assert len(held) >= 5
+    assert max(most) == 2
