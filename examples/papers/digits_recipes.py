@@ -91,7 +91,8 @@ def soups(seed: int, folder: Path) -> Rows:
     base = train(task("plain"), seed, he(seed))
     noisy, other = task("noisy"), task("inverted")
     half = len(noisy.test.x) // 2
-    listed(folder, "held-out", Data(noisy.test.x[:half], noisy.test.y[:half]))
+    held_out = Data(noisy.test.x[:half], noisy.test.y[:half])
+    listed(folder, "held-out", held_out)
     test = Data(noisy.test.x[half:], noisy.test.y[half:])
 
     def tuned(number: int, own: Task, steps: int) -> Weights:
@@ -105,7 +106,7 @@ def soups(seed: int, folder: Path) -> Rows:
         names = dict.fromkeys((kept(folder, f"soup {i}", each) for i, each in enumerate(networks)), "")
         held = {"held-out": half}
         found = {
-            "the best alone": max(networks, key=lambda weights: accuracy(weights, test)),
+            "the best on held-out images, alone": max(networks, key=lambda weights: accuracy(weights, held_out)),
             "average": merged(folder, "linear", names, {}, "parameters: {weight: 1}\n"),
             "greedy soup, by loss": merged(folder, "greedy_soup", names, held),
             "greedy soup, by accuracy": merged(folder, "greedy_soup", names, held, "evaluate: {metric: accuracy}\n"),

@@ -27,8 +27,9 @@ from mergetool.execute.parts import finish, run_part  # noqa: E402
 from mergetool.execute.prepare import prepare  # noqa: E402
 from mergetool.execute.prepared import Prepared  # noqa: E402
 from mergetool.execute.run import run  # noqa: E402
-from mergetool.plan import show  # noqa: E402
+from mergetool.plan import build, show  # noqa: E402
 from mergetool.plan.parts import Share  # noqa: E402
+from mergetool.recipe import load  # noqa: E402
 from mergetool.recipe.data import Data  # noqa: E402
 
 SEQUENTIAL = ("parameters: {weight: 0.5}", "parameters: {weight: 0.5, sequential: true}")
@@ -312,3 +313,76 @@ def test_two_gram_matrices_are_held_at_once_whatever_the_number_of_sources(folde
         weights.raw(plan.job("model.layers.1.mlp.down_proj.weight"))
     assert len(held) >= 5
     assert max(most) == 2
+
+
+# Networks of an adapter
+
+
+ADAPTER = """\
+import numpy as np
+import torch
+
+
+class Network(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.ModuleList([torch.nn.Linear(4, 8), torch.nn.Linear(8, 8)])
+        self.head = torch.nn.Linear(8, 3)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = torch.relu(layer(x))
+        return self.head(x)
+
+
+def network(config):
+    return Network()
+
+
+def read(path, samples, seed):
+    return [{"x": some} for some in torch.from_numpy(np.load(path)[:samples]).float().split(16)]
+"""
+OF_NETWORKS = """\
+merge_method: regmean
+models: [{model: n1, data: d1}, {model: n2, data: d2}]
+parameters: {sequential: SEQUENTIAL}
+calibration:
+  data: {d1: {path: d1.npy, samples: 40}, d2: {path: d2.npy, samples: 40}}
+  adapter: adapter.py
+dtype: float32
+"""
+LAYERS = ("layers.0", "layers.1", "head")
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_networks_that_only_an_adapter_knows_are_solved_layer_by_layer(tmp_path, cache, sequential):
+    """No layer of such a network has a role that is known; all of them are solved, biases averaged."""
+    (tmp_path / "adapter.py").write_text(ADAPTER)
+    (tmp_path / "r.yaml").write_text(OF_NETWORKS.replace("SEQUENTIAL", str(sequential).lower()))
+    weights, data = [], []
+    for i in (1, 2):
+        random = np.random.default_rng(i)
+        shapes = {"layers.0": (8, 4), "layers.1": (8, 8), "head": (3, 8)}
+        own = {f"{name}.weight": random.normal(size=shape) for name, shape in shapes.items()}
+        own |= {f"{name}.bias": random.normal(size=shape[0]) for name, shape in shapes.items()}
+        own = {name: value.astype(np.float32) for name, value in own.items()}
+        (tmp_path / f"n{i}").mkdir()
+        tensors = {name: torch.from_numpy(value) for name, value in own.items()}
+        save_file(tensors, tmp_path / f"n{i}" / "model.safetensors", {"format": "pt"})
+        (tmp_path / f"n{i}" / "config.json").write_text("{}")
+        data.append(random.normal(size=(40, 4)) * (1.0 + np.arange(4) * i))
+        np.save(tmp_path / f"d{i}.npy", data[-1])
+        weights.append({name: value.astype(np.float64) for name, value in own.items()})
+    run(build(load(tmp_path / "r.yaml")), tmp_path / "out", trust_code=True)
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    inputs = [(x, x) for x in data]  # of the layer: what is measured, and what the merged model makes
+    for name in LAYERS:
+        grams = [x.T @ x / len(x) for x, _ in inputs]
+        matrix = regmean_naively([own[f"{name}.weight"] for own in weights], grams, (1.0, 1.0), 0.9, 1e-6)
+        bias = sum(own[f"{name}.bias"] for own in weights) / 2
+        np.testing.assert_allclose(found[f"{name}.weight"], matrix, atol=1e-4, rtol=1e-3)
+        np.testing.assert_allclose(found[f"{name}.bias"], bias, atol=1e-6)
+        own_made = [np.maximum(x @ w[f"{name}.weight"].T + w[f"{name}.bias"], 0) for (x, _), w in zip(inputs, weights)]
+        merged_made = [np.maximum(x @ matrix.T + bias, 0) for _, x in inputs]
+        made = merged_made if sequential else own_made
+        inputs = list(zip(made, merged_made, strict=True))
