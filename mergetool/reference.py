@@ -40,6 +40,7 @@ HEADS = {
     "AlignEntry": "`align`",
     "CorrectEntry": "`correct`",
     "TrainEntry": "`train`",
+    "EvaluateEntry": "`evaluate`",
     "ReportEntry": "`report`",
 }
 """The heading of each mapping that a recipe may hold, in the order of the page."""

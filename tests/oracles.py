@@ -17,7 +17,7 @@ Where papers are ambiguous or the field's recipes mean something else, the rule 
     (a sum with |.| < 1e-8 counts as 1).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -275,6 +275,20 @@ def drop(delta: ArrayLike, mask: NDArray[np.bool_], density: float, rescale: boo
         before, after = float(np.sum(np.abs(delta))), float(np.sum(np.abs(kept)))
         return kept if before < 1e-7 or after < 1e-7 else kept * (before / after)
     return kept / density if rescale else kept
+
+
+def greedy_soup(scores: Sequence[float], score: Callable[[list[int]], float]) -> list[int]:
+    """The ingredients of a greedy soup (Wortsman et al., arXiv:2203.05482, Algorithm 1), in the order of adding.
+
+    `scores` are ValAcc(theta_i), the more the better; `score` gives ValAcc(average(theta_i for these i)), the indices
+    ascending. Models of one score are in their order.
+    """
+    order = sorted(range(len(scores)), key=lambda i: -scores[i])
+    ingredients: list[int] = []
+    for i in order:
+        if not ingredients or score(sorted([*ingredients, i])) >= score(sorted(ingredients)):
+            ingredients.append(i)
+    return ingredients
 
 
 def passthrough(x: ArrayLike, scale: float | None = None) -> Array:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +145,26 @@ def open_facts(path: Path) -> Facts:
         raise CheckpointError(what, str(path), "run what measures them" if unfinished else "") from None
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"cannot be read: {error}", str(path / ABOUT), "remove the folder") from error
-    files = [path / file for file in fields.pop("files")]
-    entries = {name: (file, entry) for file in files for name, entry in read_header(file).entries.items()}
+    entries = entries_of([path / file for file in fields.pop("files")])
     return Facts(path, notes=tuple(fields.pop("notes")), entries=entries, **fields)
+
+
+def under(facts: Facts, prefix: str) -> Facts:
+    """The facts whose names begin with a prefix, called by what follows it: one model's where a folder has several.
+
+    Args:
+        facts: a folder.
+        prefix: such as ``0/``.
+    """
+    entries = {name.removeprefix(prefix): at for name, at in facts.entries.items() if name.startswith(prefix)}
+    pairs = ((a.removeprefix(prefix), b.removeprefix(prefix)) for a, b in facts.aliases.items() if a.startswith(prefix))
+    return replace(facts, entries=entries, aliases=dict(pairs))
+
+
+def entries_of(files: Iterable[Path]) -> dict[str, tuple[Path, Entry]]:
+    """Every tensor of some files by its full name: its file and its place there.
+
+    Raises:
+        CheckpointError: a file is damaged.
+    """
+    return {name: (file, entry) for file in files for name, entry in read_header(file).entries.items()}

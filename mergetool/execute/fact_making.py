@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergetool.errors import OutputRefused
-from mergetool.execute.fact_folder import ABOUT, FORMAT, STEPS, Facts, cache_root, digest, open_facts
+from mergetool.execute.fact_folder import ABOUT, FORMAT, STEPS, Facts, cache_root, digest, entries_of, open_facts
 from mergetool.execute.locks import waiting
 from mergetool.storage import system
 from mergetool.storage.dtypes import DTYPES, DType
@@ -66,6 +66,16 @@ class Making:
         self.seen.update(seen)
         done = {"steps": self.steps, "aliases": self.aliases, "seen": sorted(self.seen)}
         atomic_write(self.path / STEPS, json.dumps(done))
+
+    @property
+    def done(self) -> Facts:
+        """What is known so far, for reading.
+
+        Raises:
+            CheckpointError: a file is damaged.
+        """
+        entries = entries_of(self.path / file for file in self.steps.values())
+        return Facts(self.path, self.kind, self.label, self.made_of, self.aliases, (), entries)
 
     def restart(self) -> None:
         """Forget all that is done."""

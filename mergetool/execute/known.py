@@ -85,6 +85,7 @@ class Nothing:
 OTHERWISE: Mapping[str, Callable[[int], float]] = {
     "coefficients": lambda sources: 1 / sources,
     "squared_gradients": lambda sources: 1.0,
+    "soup": lambda sources: 1.0,
 }
 """The number that every weight of a tensor gets of which nothing is known: what makes the plain mean."""
 

@@ -48,28 +48,28 @@ def solve(plan: Plan, job: Job, fixed: Bound, sources: Sources, known: Known, si
     """
     (name,) = METHODS[job.method].facts
     bad: Counter[str] = Counter()
-    grams = [known.matrix(job, name, i) for i in range(len(job.reads))]
-    axis = next((gram.axis for gram in grams if gram is not None), len(job.shape) - 1) % len(job.shape)
+    count = len(job.reads)
+    seen = _axis(known, job, name)
+    axis = (len(job.shape) - 1 if seen is None else seen) % len(job.shape)
 
     def value(i: int) -> Matrix:
         read = job.reads[i]
         raw = aligned(read.tensor.nbytes)
         (flat,) = sources.load([read], 0, job.size, [raw])
         wide = widen(flat, read.tensor.dtype.name).reshape(job.shape)
-        if (count := int(np.count_nonzero(~np.isfinite(wide)))) > 0:
-            bad[plan.sources[read.source].label] = count
+        if (wrong := int(np.count_nonzero(~np.isfinite(wide)))) > 0:
+            bad[plan.sources[read.source].label] = wrong
         return np.moveaxis(wide, axis, -1)
 
     def gram(i: int) -> Matrix:
-        found = grams[i]
-        if not any(grams):  # what has seen no inputs counts all of them alike: the mean
+        if seen is None:  # what has seen no inputs counts all of them alike: the mean
             return np.eye(job.shape[axis])
+        found = known.matrix(job, name, i)
         if found is None or found.values.shape[-1] != job.shape[axis]:
             label = plan.sources[job.reads[i].source].label
             raise RunError(f"no Gram matrix of the inputs of `{job.name}` was measured", label, "see `mergetool facts`")
         return found.values
 
-    count = len(job.reads)
     arguments = {key: fixed.parameters[key] for key in fixed.parameters}
     result = np.moveaxis(METHODS[job.method](_Lazy(count, value), _Lazy(count, gram), **arguments), -1, axis)
     if (edit := known.edit(job)) is not None:
@@ -78,6 +78,14 @@ def solve(plan: Plan, job: Job, fixed: Bound, sources: Sources, known: Known, si
         bad["result"] = int(np.count_nonzero(~(np.abs(result) < OVERFLOW[job.dtype.name])))
     _write(np.ascontiguousarray(result).reshape(-1), plan.memory.tile, job, sink)
     return dict(+bad)
+
+
+def _axis(known: Known, job: Job, name: str) -> int | None:
+    """The axis of the inputs; None where none were seen. The matrices are made again when they are asked for."""
+    for i in range(len(job.reads)):
+        if (found := known.matrix(job, name, i)) is not None:
+            return found.axis
+    return None
 
 
 def _write(result: Matrix, tile: int, job: Job, sink: Sink) -> None:

@@ -1,4 +1,4 @@
-"""All that is done ahead of the jobs: sources are turned, measured and trained, each product a folder of facts."""
+"""All that is done ahead of the jobs: sources turned, measured, trained and tried, each product a folder of facts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mergetool.execute.prepared import Prepared
 from mergetool.execute.progress import Progress, Quiet
 from mergetool.plan import Plan
 from mergetool.plan.correction import in_weights
-from mergetool.plan.stages import TRAINED, merged, wanted
+from mergetool.plan.stages import CHOSEN, GRAM, TRAINED, measured, merged, sequential, wanted
 from mergetool.plan.tasks import several
 
 if TYPE_CHECKING:
@@ -79,25 +79,32 @@ def prepare(
 def _facts(
     sources: Sources, data: SourceData, notes: tuple[str, ...], progress: Progress, root: Path | None
 ) -> Prepared:
-    """Measure and train for sources that are in their order."""
+    """Measure, train and try out, for sources that are in their order."""
     from mergetool.execute.prepare_training import train_all
 
-    measured: dict[tuple[str, int], Facts] = {}
+    found_of: dict[tuple[str, int], Facts] = {}
     turned: set[str] = set()
     for (kind, source), names in _measures(sources.plan).items():
-        measured[kind, source], found = _record(sources, data, kind, source, sorted(names), progress, root)
+        found_of[kind, source], found = _record(sources, data, kind, source, sorted(names), progress, root)
         turned |= found
     jobs = [job for job in sources.plan.jobs if TRAINED in wanted(job).values()]
     coefficients, trained = None, None
     if jobs:
         coefficients, trained, more = train_all(sources, data, jobs, progress, root)
         notes = (*notes, *more)
+    known = Prepared(sources.plan, sources.turnings, found_of, coefficients, trained, transposed=frozenset(turned))
+    if sequential(sources.plan.jobs):
+        from mergetool.execute.prepare_sequence import measure_in_sequence
+
+        known = measure_in_sequence(sources, data, known, progress, root)
+    if any(CHOSEN in wanted(job).values() for job in sources.plan.jobs):
+        from mergetool.execute.prepare_soup import choose
+
+        shares, more = choose(sources, data, known, progress, root)
+        known, notes = replace(known, shares=shares), (*notes, *more)
     # What no pass went through is of no account to a method that goes without, but in a note.
-    said = (f"{facts.label}: {note}" for facts in measured.values() for note in facts.notes)
-    every = tuple(dict.fromkeys((*notes, *data.notes, *said)))
-    return Prepared(
-        sources.plan, sources.turnings, measured, coefficients, trained, transposed=frozenset(turned), notes=every
-    )
+    said = (f"{facts.label}: {note}" for facts in known.measured.values() for note in facts.notes)
+    return replace(known, notes=tuple(dict.fromkeys((*notes, *data.notes, *said))))
 
 
 def _corrected(sources: Sources, data: SourceData, known: Prepared, progress: Progress, root: Path | None) -> Prepared:
@@ -117,11 +124,11 @@ def _corrected(sources: Sources, data: SourceData, known: Prepared, progress: Pr
 def _measures(plan: Plan) -> Mapping[tuple[str, int], set[str]]:
     """What is to be measured: for each kind and source the names of the tensors."""
     found: dict[tuple[str, int], set[str]] = defaultdict(set)
+    later = {GRAM} if sequential(plan.jobs) else set()
     for job in plan.jobs:
-        kinds = set(wanted(job).values()) - {TRAINED}
         first = len(job.reads) - len(merged(job))
         for read in job.reads[first:]:
-            for kind in kinds:
+            for kind in {*measured(job)} - later:
                 found[kind, read.source].add(read.tensor.name)
     return dict(sorted(found.items()))
 

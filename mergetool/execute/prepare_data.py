@@ -45,17 +45,21 @@ class SourceData:
         if not every:
             fix = "add `calibration: {data: {NAME: FILE}}`"
             raise PlanError(f"there are no calibration data of {found.label}", place(recipe, found.label), fix)
-        return self.named(every, source, labels)
+        return self.named(every, source, labels and self.adapter is None)
 
     def named(self, every: Sequence[Data], source: int, labels: bool = False) -> tuple[Samples, ...]:
-        """The samples of these data as a source reads them.
+        """The samples of some data, in the tokens of a source.
+
+        Args:
+            every: the data.
+            source: its place in the plan.
+            labels: whether to say what is to be predicted; an adapter's own labels are kept then.
 
         Raises:
-            PlanError: as :meth:`of`.
-            CheckpointError: as :meth:`of`.
+            PlanError: they cannot be read, hold too little, or lack what is to be predicted.
+            CheckpointError: there is no tokenizer, or it cannot be loaded.
         """
         recipe, found = self.plan.recipe, self.plan.sources[source]
-        labels = labels and self.adapter is None
         reader = self._reader(source)
         longest = None if self.adapter is not None else _longest(found.checkpoint.config)
         for data in every:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from mergetool.anatomy import Turning
 from mergetool.execute.calibration_adapter import Adapter
@@ -14,7 +18,9 @@ from mergetool.execute.forward.arrays import turned_weights
 from mergetool.execute.forward.model import Model, open_model
 from mergetool.execute.forward.places import is_transposed, places
 from mergetool.execute.forward.weights import Weights, open_weights
-from mergetool.plan import Plan
+from mergetool.execute.prepared import Prepared
+from mergetool.methods import METHODS
+from mergetool.plan import Job, Plan
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,32 @@ class Sources:
         if source in self.orders:
             found["order"] = self.orders[source]
         return found if self.adapter is None else {**found, "adapter": self.adapter.digest}
+
+    def made_by(self, jobs: Sequence[Job], known: Prepared, dtypes: bool = True) -> list[Any]:
+        """What decides the tensors that jobs make, besides what decides their sources' weights.
+
+        Args:
+            jobs: some of the plan's, or like them.
+            known: what they are told.
+            dtypes: whether it matters what they are rounded to.
+        """
+        every = sorted({read.source for job in jobs for read in job.reads})
+        drawn = [self.plan.recipe.seed, [self.plan.sources[source].label for source in every]]
+        told = [
+            [job.name, job.dtype.name if dtypes else None, job.method, sorted(job.parameters.items()), job.facts]
+            + [[every.index(read.source), read.tensor.name] for read in job.reads]
+            for job in jobs
+        ]
+        made = hashlib.sha256()
+        for name, values in sorted(known.coefficients.values.items() if known.coefficients is not None else ()):
+            made.update(name.encode() + np.ascontiguousarray(values).tobytes())
+        return [
+            [self.made_of(source) for source in every],
+            drawn if any(METHODS[job.method].random for job in jobs if job.method) else [],
+            hashlib.sha256(json.dumps(told).encode()).hexdigest(),
+            sorted(facts.path.name for facts in known.measured.values()),
+            made.hexdigest(),
+        ]
 
 
 def transposed(model: Model) -> frozenset[str]:

@@ -17,7 +17,7 @@ from mergetool.facts.correction import Edit
 from mergetool.facts.dam import Coefficients
 from mergetool.methods import METHODS
 from mergetool.plan import Job, Plan
-from mergetool.plan.stages import TRAINED, merged, wanted
+from mergetool.plan.stages import CHOSEN, TRAINED, merged, wanted
 
 if TYPE_CHECKING:
     from mergetool.execute.aligned import Aligned
@@ -38,6 +38,7 @@ class Prepared:
         coefficients: what was trained, if anything was.
         trained: the folder that they are kept in.
         aligned: what was found for each source that was matched, by its place in the plan.
+        shares: how much each source counts in a soup, by its place in the plan, if one was chosen.
         transposed: tensors that are stored as [in, out], or [experts, in, out].
         notes: what the user should know.
         edits: what a correction makes of each tensor, by its name.
@@ -52,6 +53,7 @@ class Prepared:
     coefficients: Coefficients | None = None
     trained: Path | None = None
     aligned: Mapping[int, Aligned] = field(default_factory=dict)
+    shares: Mapping[int, float] | None = None
     transposed: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
     edits: Mapping[str, Edit] = field(default_factory=dict)
@@ -62,12 +64,14 @@ class Prepared:
     @property
     def tells(self) -> bool:
         """Whether jobs have anything to ask; the order of sources they need not know of."""
-        return bool(self.measured) or self.coefficients is not None or bool(self.edits)
+        return any((self.measured, self.coefficients is not None, self.shares is not None, self.edits))
 
     @property
     def made_of(self) -> list[Any]:
         """What tells what is known here from what another plan may know, as JSON."""
-        facts = [[kind, source, each.path.name] for (kind, source), each in sorted(self.measured.items())]
+        facts: list[Any] = [[kind, source, each.path.name] for (kind, source), each in sorted(self.measured.items())]
+        if self.shares is not None:
+            facts.append(sorted(self.shares.items()))
         if self.coefficients is None:
             return facts
         made = hashlib.sha256()
@@ -84,11 +88,14 @@ class Prepared:
 
         Args:
             job: one of the plan's jobs.
-            name: an argument of its method, whose kind is ``coefficients`` or ``squared_gradients``.
+            name: an argument of its method, whose kind is ``coefficients``, ``soup`` or ``squared_gradients``.
             source: which of the job's merged sources, the base left out.
         """
         from mergetool.execute.known import Extra
 
+        if wanted(job)[name] == CHOSEN:
+            share = None if self.shares is None else self.shares.get(merged(job)[source], 0.0)
+            return None if share is None else Extra(np.array(share), ())
         if wanted(job)[name] == TRAINED:
             made = self.coefficients
             if made is None or job.name not in made.values:

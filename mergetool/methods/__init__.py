@@ -14,6 +14,7 @@ from mergetool.methods.dam import dam
 from mergetool.methods.dare import dare_linear, dare_ties
 from mergetool.methods.declare import Method, Parameter
 from mergetool.methods.fisher import fisher
+from mergetool.methods.greedy_soup import greedy_soup
 from mergetool.methods.linear import linear
 from mergetool.methods.passthrough import passthrough
 from mergetool.methods.regmean import regmean
@@ -25,6 +26,7 @@ METHODS: Mapping[str, Method] = {
     method.name: method
     for method in (
         linear,
+        greedy_soup,
         slerp,
         task_arithmetic,
         ties,

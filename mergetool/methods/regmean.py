@@ -25,7 +25,8 @@ def _checks(weight: tuple[float, ...], **rest: Any) -> list[tuple[str, str]]:
     checks=_checks,
     differs="A ridge towards the mean of the sources keeps the solution defined where no data were seen; at the "
     "default it changes nothing that was. Grams are means over tokens, so that a source counts by its weight and not "
-    "by how much text it was given.",
+    "by how much text it was given. RegMean++ (arXiv:2508.03121) is `sequential`: inside a layer, and outside all "
+    "layers, a source's own weights make the inputs, as in the released code; heads are solved too.",
 )
 def regmean(
     value: Any,
@@ -38,12 +39,19 @@ def regmean(
     ridge: Annotated[
         float, Doc("Pull towards the mean of the sources, relative to the diagonal."), Bounds(1e-12)
     ] = 1e-6,
+    sequential: Annotated[
+        bool, Doc("Measure a layer's inputs as the merged layers before it make them, as RegMean++ does.")
+    ] = False,
 ) -> Any:
     """Solve every linear layer so that it does on each source's inputs what that source does.
 
     For sources of one base, with a little text of each; strong where the sources' inputs differ. Needs `calibration`
     data, one forward pass, and the inputs' Gram matrices on disk. What multiplies no inputs (embeddings, norms,
     biases) becomes the weighted mean.
+
+    With ``sequential`` layers are solved in order, and each source's layer is measured on what the merged layers before
+    it make of that source's data: the merged model's errors are seen by the layers behind them. Twice the reading; only
+    for networks whose layers run one after the other, each once.
 
         G'[i] = off_diagonal · G[i], its diagonal left as it is
         merged = (Σ weight[i] · value[i] · G'[i] + r · mean) (Σ weight[i] · G'[i] + r · I)⁻¹

@@ -15,6 +15,8 @@ CUT = 2
 
 def multiplies(part: Part, shape: tuple[int, ...]) -> bool:
     """Whether a tensor is a matrix that inputs are multiplied by, or a stack of them."""
+    if part.role == "other":  # a layer of a network that only an adapter knows, unless it is a convolution's kernel
+        return len(shape) == 2
     return len(shape) >= 2 and kind_of(part) == "linear" and part.role != "embedding.patch"
 
 

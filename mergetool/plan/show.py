@@ -121,6 +121,7 @@ def _stages(plan: Plan) -> list[str]:
     for number, stage in enumerate(plan.stages, 1):
         once, often = _COUNTED.get(stage.name, ("one pass", "passes"))
         passes = f"up to {stage.passes} {often}" if stage.passes > 1 else once
+        passes = f"{stage.passes} models" if stage.name == "evaluate" else passes
         does = "measures models on data" if stage.name == "measure" and stage.memory else _DOES[stage.name]
         rows.append((f"{number}", stage.name, plural(len(stage.jobs), "tensor"), passes, does))
     lines: list[str] = []
@@ -134,6 +135,7 @@ _DOES = {
     "align": "puts the units of the models in one order",
     "measure": "reads what the merge has to know about the whole model",
     "train": "trains coefficients on data",
+    "evaluate": "tries averages on data",
     "compare": "compares every two models on the same data, for the report",
     "correct": "runs the merged model and finds what its activations need",
     "merge": "makes the output",

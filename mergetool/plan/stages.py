@@ -1,4 +1,4 @@
-"""The stages of a plan: what is turned, measured and trained ahead of the merge, and what each of them costs."""
+"""The stages of a plan: what is turned, measured, trained and tried ahead of the merge, and what each costs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from itertools import combinations
 from math import prod
 
 from mergetool.errors import Problem
+from mergetool.facts.soup import evaluations, reads
 from mergetool.methods import METHODS
 from mergetool.plan.passes import CUT
 from mergetool.plan.work import Correction, Job, Memory, Source, Stage
@@ -16,7 +17,11 @@ from mergetool.recipe import Recipe
 from mergetool.recipe.data import Data, Report, Train
 
 TRAINED = "coefficients"
-"""The kind of fact that is trained; all others are measured."""
+"""The kind of fact that is trained."""
+GRAM = "gram"
+"""The kind of fact that may be measured while layers are merged."""
+CHOSEN = "soup"
+"""The kind of fact that is found by trying merged models."""
 _GRADIENTS = "squared_gradients"
 CHEAP = 2_000_000_000
 """Bytes of weights that may be read to compare the models although nobody asked for it."""
@@ -26,6 +31,16 @@ def wanted(job: Job) -> Mapping[str, str]:
     """What a job's method must know of the models besides their tensors: argument → kind of fact."""
     found: Mapping[str, str] = getattr(METHODS[job.method], "facts", {}) if job.method else {}
     return found
+
+
+def measured(job: Job) -> tuple[str, ...]:
+    """The kinds of facts that are measured for a job, each source on its own data."""
+    return tuple(kind for kind in dict.fromkeys(wanted(job).values()) if kind not in (TRAINED, CHOSEN))
+
+
+def sequential(jobs: Iterable[Job]) -> bool:
+    """Whether the inputs of layers are measured as the merged layers before them make them."""
+    return any(job.parameters.get("sequential") is True for job in jobs if GRAM in measured(job))
 
 
 def merged(job: Job) -> tuple[int, ...]:
@@ -39,14 +54,34 @@ def unmet(recipe: Recipe, jobs: Sequence[Job]) -> Iterator[Problem]:
     kinds: dict[str, set[str]] = defaultdict(set)
     for job in jobs:
         kinds[job.method].update(wanted(job).values())
-    if recipe.train is not None and not any(TRAINED in found for found in kinds.values()):
-        what = f"`train` says how coefficients are trained, and `{recipe.merge_method}` trains none"
-        able = [name for name, method in METHODS.items() if TRAINED in getattr(method, "facts", {}).values()]
+    for key, kind, does, not_so in (
+        ("train", TRAINED, "coefficients are trained", "trains none"),
+        ("evaluate", CHOSEN, "merged models are tried out", "tries none"),
+    ):
+        if getattr(recipe, key) is None or any(kind in found for found in kinds.values()):
+            continue
+        able = [name for name, method in METHODS.items() if kind in getattr(method, "facts", {}).values()]
         fix = f"remove it, or use `merge_method: {able[0]}`" if able else "remove it"
-        yield Problem(what, recipe.where("train"), fix)
+        yield Problem(f"`{key}` says how {does}, and `{recipe.merge_method}` {not_so}", recipe.where(key), fix)
+    yield from _sequence(recipe, jobs)
     for name in sorted(name for name, found in kinds.items() if found and recipe.calibration is None):
         what = f"`{name}` runs the models on data, and the recipe has no `calibration`"
         yield Problem(what, _place(recipe, name), "add `calibration: {data: {NAME: FILE}}`")
+
+
+def _sequence(recipe: Recipe, jobs: Sequence[Job]) -> Iterator[Problem]:
+    """What cannot be done while layers are merged one after the other."""
+    if not sequential(jobs):
+        return
+    asking = [job for job in jobs if GRAM in measured(job)]
+    where = recipe.where("parameters", "sequential")
+    if odd := next((job for job in asking if job.parameters.get("sequential") is not True), None):
+        first = next(job for job in asking if job.parameters.get("sequential") is True)
+        what = f"`sequential` differs between `{first.name}` and `{odd.name}`, and layers are merged in one sequence"
+        yield Problem(what, where, "give it one value")
+    if any(CHOSEN in wanted(job).values() for job in jobs):
+        what = "a soup is chosen by what the other tensors are, and with `sequential` these depend on the soup"
+        yield Problem(what, where, "leave out `sequential`, or choose the soup in a recipe of its own")
 
 
 def _place(recipe: Recipe, method: str) -> str:
@@ -70,6 +105,7 @@ def stages(
         *_align(recipe, sources, jobs),
         *_measures(recipe, sources, jobs),
         *_train(recipe, sources, jobs),
+        *_evaluate(recipe, sources, jobs),
         *_compare(recipe, sources, jobs),
         *((Stage("measure", cut, CUT),) if cut else ()),
         *_correct(sources, jobs, correction),
@@ -92,13 +128,15 @@ def _align(recipe: Recipe, sources: Sequence[Source], jobs: Sequence[Job]) -> It
 
 def _measures(recipe: Recipe, sources: Sequence[Source], jobs: Sequence[Job]) -> Iterator[Stage]:
     """The measurements on data, one for each kind of fact; every model on its own data."""
-    for kind in dict.fromkeys(kind for job in jobs for kind in wanted(job).values() if kind != TRAINED):
-        places = tuple(i for i, job in enumerate(jobs) if kind in wanted(job).values())
+    for kind in dict.fromkeys(kind for job in jobs for kind in measured(job)):
+        places = tuple(i for i, job in enumerate(jobs) if kind in measured(job))
         every = sorted({source for i in places for source in merged(jobs[i])})
-        tokens = sum(_tokens(recipe.data_of(sources[i].label)) for i in every)
+        again = 1 + (kind == GRAM and sequential(jobs))  # each source's layer, then the merged one
+        tokens = again * sum(_tokens(recipe.data_of(sources[i].label)) for i in every)
         # Gradients need all weights at once, one gradient and the sums in float64; inputs a layer and its matrices.
         held = max((_floats(sources[i]) * 3 if kind == _GRADIENTS else _grams(sources[i]) for i in every), default=0)
-        yield Stage("measure", places, 1, tokens, sum(_weights(sources[i]) for i in every), held)
+        nbytes = again * sum(_weights(sources[i]) for i in every)
+        yield Stage("measure", places, again, tokens, nbytes, held)
 
 
 def _train(recipe: Recipe, sources: Sequence[Source], jobs: Sequence[Job]) -> Iterator[Stage]:
@@ -111,6 +149,24 @@ def _train(recipe: Recipe, sources: Sequence[Source], jobs: Sequence[Job]) -> It
     held = 3 * max(_floats(sources[i]) for i in every) // 2 + sum(_layer(sources[i]) for i in every)
     nbytes = 2 * settings.steps * sum(_weights(sources[i]) for i in every)
     yield Stage("train", places, settings.steps, settings.steps * settings.batch_tokens, nbytes, held)
+
+
+def _evaluate(recipe: Recipe, sources: Sequence[Source], jobs: Sequence[Job]) -> Iterator[Stage]:
+    """The choice of a soup: every average that is tried is made from its sources, held whole and run on the data."""
+    places = tuple(i for i, job in enumerate(jobs) if CHOSEN in wanted(job).values())
+    if not places:
+        return
+    own = merged(jobs[places[0]])
+    tokens = _tokens(scored(recipe)) * evaluations(len(own))
+    nbytes = reads(len(own)) * max(_weights(sources[i]) for i in own)
+    held = max(_floats(sources[i]) for i in own) + 4 * max(job.size for job in jobs)
+    yield Stage("evaluate", places, evaluations(len(own)), tokens, nbytes, held)
+
+
+def scored(recipe: Recipe) -> tuple[Data, ...]:
+    """The data that merged models are tried on."""
+    names = () if recipe.evaluate is None else recipe.evaluate.data
+    return () if recipe.calibration is None else recipe.calibration.named(names)
 
 
 def compared(recipe: Recipe, sources: Sequence[Source]) -> tuple[tuple[int, int], ...]:

@@ -117,12 +117,12 @@ class Correction:
 class Stage:
     """One pass over the models; what it makes is a folder of named tensors."""
 
-    name: Literal["align", "measure", "train", "compare", "correct", "merge"]
+    name: Literal["align", "measure", "train", "evaluate", "compare", "correct", "merge"]
     jobs: tuple[int, ...]
     """Places in :attr:`Plan.jobs`."""
     passes: int
-    """How often the stage reads its tensors; of large ones about, and others less often. Of training, its steps; of a
-    correction, how often a layer is run."""
+    """How often the stage reads its tensors; of large ones about, and others less often. Of training, its steps; of an
+    evaluation, how many models are tried; of a correction, how often a layer is run."""
     tokens: int = 0
     """The most tokens that models are run on; 0 where none is run."""
     bytes_read: int = 0

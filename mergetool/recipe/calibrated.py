@@ -14,7 +14,7 @@ from mergetool.recipe.tree import Node, Path, shorten
 _NAME = re.compile(r"[A-Za-z0-9_][\w.-]{0,99}", re.ASCII)
 _REPO = r"(?P<repo>[\w.-]+/[\w.-]+|[\w.-]+)(@(?P<revision>[^:\s]+))?"
 _SPLIT = r"(:(?P<config>[^:\[\]\s]+))?:(?P<split>[\w.+-]+(\[.*\])?)"
-_NAMING = ("align", "correct", "report")
+_NAMING = ("align", "correct", "evaluate", "report")
 """The stages that may name some of the data."""
 _ON_HUB = re.compile(re.escape(HUB) + _REPO + _SPLIT)
 

@@ -1,4 +1,4 @@
-"""What a recipe says about data and about the stages around the merge: calibration, align, correct, train, report."""
+"""What a recipe says about data and about the stages around the merge: calibration and all that takes data."""
 
 from __future__ import annotations
 
@@ -134,3 +134,15 @@ class Train:
     patience: int = 5
     """Training stops once so many measurements in a row brought nothing better."""
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """How a method that tries merged models out scores them."""
+
+    data: tuple[str, ...] = ()
+    """Names of the data that they are scored on; empty: all. Each counts the same."""
+    metric: Literal["loss", "accuracy"] = "loss"
+    """Nats a prediction, or the share of predictions that are right."""
+    dtype: str | None = None
+    """The dtype that they are rounded to; None: the one that is stored."""

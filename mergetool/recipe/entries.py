@@ -8,10 +8,16 @@ from typing import Annotated, Any
 from pydantic import Discriminator, Field, PlainValidator, Tag, WithJsonSchema, model_validator
 
 from mergetool.recipe.references import TAG, Reference, Strict, Text, wrong
-from mergetool.recipe.spelling import did_you_mean
-from mergetool.recipe.stages import AlignEntry, AnyReport, CalibrationEntry, CorrectEntry, TrainEntry
+from mergetool.recipe.stages import (
+    AlignEntry,
+    AnyReport,
+    CalibrationEntry,
+    CorrectEntry,
+    DType,
+    EvaluateEntry,
+    TrainEntry,
+)
 
-DTYPES = ("float16", "bfloat16", "float32", "float64")
 UNSUPPORTED = ("slices", "modules", "tokenizer", "chat_template", "override_architecture")
 """Keys of mergekit's that have no meaning here yet."""
 
@@ -42,12 +48,6 @@ def _names(value: Any) -> list[str]:
     if not names or not all(isinstance(name, str) and name for name in names):
         raise wrong("must be text or a list of texts")
     return names
-
-
-def _dtype(value: Any) -> str:
-    if value not in DTYPES:
-        raise wrong(f"must be one of {', '.join(DTYPES)}", did_you_mean(str(value), DTYPES))
-    return str(value)
 
 
 def _true(value: Any) -> bool:
@@ -86,7 +86,6 @@ Layers = Annotated[
     PlainValidator(_layers),
     WithJsonSchema({"anyOf": [_LAYER, {"type": "array", "items": _LAYER}]}),
 ]
-DType = Annotated[str, PlainValidator(_dtype), WithJsonSchema({"enum": list(DTYPES)})]
 
 
 class ConditionEntry(Strict):
@@ -176,4 +175,5 @@ class Document(Strict):
     align: AlignEntry | None = Field(None, description="How the models are turned to face each other.")
     correct: CorrectEntry | None = Field(None, description="What is put right after the merge.")
     train: TrainEntry | None = Field(None, description="How a method that trains its coefficients does so.")
+    evaluate: EvaluateEntry | None = Field(None, description="How a method that tries merged models out scores them.")
     report: AnyReport | None = Field(None, description="What the report of a run shows; `none`: there is none.")

@@ -13,7 +13,7 @@ import yaml
 from mergetool.errors import Problem, RecipeError
 from mergetool.recipe.calibrated import examine_data, examine_stages
 from mergetool.recipe.combination import examine_combination, reported
-from mergetool.recipe.data import Align, Calibration, Correct, Data, Report, Train
+from mergetool.recipe.data import Align, Calibration, Correct, Data, Evaluate, Report, Train
 from mergetool.recipe.draft import Draft
 from mergetool.recipe.entries import Document, RuleEntry
 from mergetool.recipe.names import examine_methods, examine_parameters, examine_roles, examine_sources
@@ -152,6 +152,9 @@ def _stages(document: Document) -> dict[str, Any]:
     if train is not None:
         seed = document.seed if train.seed is None else train.seed
         found["train"] = Train(seed=seed, **train.model_dump(exclude={"seed"}))
+    if (evaluate := document.evaluate) is not None:
+        names = tuple(dict.fromkeys(evaluate.data or ()))
+        found["evaluate"] = Evaluate(data=names, **evaluate.model_dump(exclude={"data"}))
     if isinstance(document.report, str):
         found["report"] = Report(draw=False)
     elif document.report is not None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergetool.errors import Problem
 from mergetool.recipe.catalogue import methods
-from mergetool.recipe.data import Align, Calibration, Correct, Data, Report, Train
+from mergetool.recipe.data import Align, Calibration, Correct, Data, Evaluate, Report, Train
 from mergetool.recipe.rules import Rule
 from mergetool.recipe.settings import UNSET, Condition, Setting, evaluate
 from mergetool.recipe.tree import Node, Path, Scalar
@@ -71,6 +71,7 @@ class Recipe:
     align: Align | None = None
     correct: Correct | None = None
     train: Train | None = None
+    evaluate: Evaluate | None = None
     report: Report | None = None
 
     def where(self, *path: str | int) -> str:
@@ -194,7 +195,7 @@ class Recipe:
     def canonical(self) -> dict[str, Any]:
         """What the recipe means, as stable plain data for digests: without its text, folder and output."""
         left_out = {"text", "folder", "tree", "output", "reported"}
-        stages = {"calibration", "align", "correct", "train", "report"}
+        stages = {"calibration", "align", "correct", "train", "evaluate", "report"}
         return {
             item.name: _plain(value)
             for item in dataclasses.fields(self)

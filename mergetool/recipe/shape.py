@@ -27,6 +27,7 @@ _ENTRIES: dict[str, type[references.Strict]] = {
     "reference": references.ReferenceEntry,
     "correct": stages.CorrectEntry,
     "train": stages.TrainEntry,
+    "evaluate": stages.EvaluateEntry,
     "report": stages.ReportEntry,
 }
 _MUST_BE = {

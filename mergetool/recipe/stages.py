@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 from pydantic import Discriminator, Field, Tag
 from pydantic_core import core_schema
 
-from mergetool.recipe.data import Align, AlignGroup, Correct, Data, Report, Train
+from mergetool.recipe.data import Align, AlignGroup, Correct, Data, Evaluate, Report, Train
 from mergetool.recipe.references import TAG, Reference, Strict, Text, text_kind, wrong
 from mergetool.recipe.spelling import did_you_mean
 
@@ -105,6 +105,7 @@ def _names(value: Any) -> list[str]:
 _TEXTS: dict[str, Any] = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 DataNames = Annotated[list[str], Takes(_names, _TEXTS)]
 Seed = Annotated[int, Field(ge=0, lt=2**64)]
+DType = Annotated[str, one_of("float16", "bfloat16", "float32", "float64")]
 
 
 class DataEntry(Strict):
@@ -220,6 +221,18 @@ class TrainEntry(Strict):
         Train.patience, description="Stop once so many measurements in a row brought nothing better."
     )
     seed: Seed | None = Field(None, description="Where the order of the samples begins; absent: the recipe's.")
+
+
+class EvaluateEntry(Strict):
+    """How a method that tries merged models out scores them."""
+
+    data: DataNames | None = Field(None, description="Names of calibration data, each counting the same; absent: all.")
+    metric: Annotated[str, one_of(*choices(Evaluate, "metric"))] = Field(
+        Evaluate.metric, description="The loss, in nats a prediction, or the share of predictions that are right."
+    )
+    dtype: DType | None = Field(
+        None, description="What a model that is tried is rounded to; absent: the dtype that is stored."
+    )
 
 
 class ReportEntry(Strict):

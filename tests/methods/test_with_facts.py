@@ -16,7 +16,7 @@ from mergetool.methods import METHODS
 from mergetool.methods.apply import bind, combiner
 from mergetool.methods.bare import merge_tensors
 
-COORDINATE = ("dam", "fisher")
+COORDINATE = ("dam", "fisher", "greedy_soup")
 MATRIX = ("regmean",)
 SHAPE = (37, 101)
 BACKENDS = {"compiled": compile, "numpy": NumpyArrays(), "torch": TorchArrays("cpu")}
@@ -89,6 +89,8 @@ def oracle(name, dtype, extras, **changed):
         if changed.get("whole"):
             return sum(c * v for c, v in zip(factors, values, strict=True))
         return base + sum(c * (v - base) for c, v in zip(factors, values, strict=True))
+    if name == "greedy_soup":
+        return sum(s * v for s, v in zip(factors, values, strict=True)) / sum(factors)
     weight, floor = changed.get("weight", (1.0,) * 3), changed.get("floor", 1e-6)
     shares = [w * np.maximum(f, floor) for w, f in zip(weight, factors, strict=True)]
     return sum(s * v for s, v in zip(shares, values, strict=True)) / sum(shares)
@@ -97,6 +99,7 @@ def oracle(name, dtype, extras, **changed):
 CASES = [
     ("dam", {}),
     ("dam", {"whole": True}),
+    ("greedy_soup", {}),
     ("fisher", {}),
     ("fisher", {"weight": (0.5, 2.0, 1.0), "floor": 0.3}),
 ]
@@ -126,6 +129,16 @@ def test_bindings_and_tiles_give_the_same_bytes(name, backend, kind):
     whole = combined(name, compile, "BF16", extras)
     for tile in (64, 101, 1000):
         np.testing.assert_array_equal(combined(name, BACKENDS[backend], "BF16", extras, tile), whole)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_soup_is_the_mean_of_its_members_and_one_model_alone_is_itself(backend):
+    for shares in ((1.0, 0.0, 1.0), (0.0, 1.0, 0.0)):
+        raw, values = models("BF16")
+        members = [i for i, share in enumerate(shares) if share]
+        found = combined("greedy_soup", BACKENDS[backend], "BF16", [Extra(np.array(s), ()) for s in shares])
+        np.testing.assert_array_equal(found, narrow(sum(values[1 + i] for i in members) / len(members), "BF16"))
+    np.testing.assert_array_equal(found, raw[2])
 
 
 def test_stacked_experts_have_coefficients_for_each_expert_and_column():

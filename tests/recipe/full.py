@@ -88,4 +88,8 @@ train:
   every: 10
   patience: 4
   seed: 5
+evaluate:
+  data: [python, mixed]
+  metric: accuracy
+  dtype: float32
 """

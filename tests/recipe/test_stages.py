@@ -9,7 +9,7 @@ import pytest
 
 from mergetool.recipe import load, read, schema
 from mergetool.recipe.calibrated import on_hub
-from mergetool.recipe.data import Align, Calibration, Correct, Data, Report, Train
+from mergetool.recipe.data import Align, Calibration, Correct, Data, Evaluate, Report, Train
 
 from .full import STAGES
 
@@ -43,15 +43,17 @@ def test_every_key_has_its_meaning():
     )
     assert recipe.correct == Correct("tact", "output", "mean_std", 5.0, ("python", "talk"), 32, "head")
     assert recipe.train == Train(100, 1e-3, "linear", 0.1, 2.0, 4096, 50, 0.1, 10, 4, 5)
+    assert recipe.evaluate == Evaluate(("python", "mixed"), "accuracy", "float32")
     assert [source.data for source in recipe.models] == ["python", "talk"]
 
 
 def test_defaults_are_those_of_the_dataclasses_and_seeds_the_recipes():
-    more = "seed: 9\nalign: {method: weight_matching}\ncorrect: {method: repair}\ntrain: {}\n"
+    more = "seed: 9\nalign: {method: weight_matching}\ncorrect: {method: repair}\ntrain: {}\nevaluate: {}\n"
     recipe = load(HEAD + DATA + more)
     assert recipe.align == Align("weight_matching", seed=9)
     assert recipe.correct == Correct("repair", "all")
     assert recipe.train == Train(seed=9)
+    assert recipe.evaluate == Evaluate()
     assert recipe.calibration.data == (Data("code", "code.txt"), Data("math", "math.jsonl"))
 
 
@@ -100,15 +102,15 @@ def test_the_scope_that_nobody_names_is_that_of_each_paper():
 
 
 def test_stages_may_be_switched_off():
-    off = load(STAGES, ["align.method=none", "correct.method=none", "train=null"])
-    assert (off.align, off.correct, off.train) == (None, None, None)
+    off = load(STAGES, ["align.method=none", "correct.method=none", "train=null", "evaluate=null"])
+    assert (off.align, off.correct, off.train, off.evaluate) == (None, None, None, None)
     assert set(off.canonical()) == set(load(HEAD + DATA).canonical())
 
 
 def test_a_recipe_without_them_means_what_it_did():
     canonical = load(HEAD.replace(", data: math", "")).canonical()
     assert canonical["models"] == [{"reference": "a", "parameters": {}}, {"reference": "b", "parameters": {}}]
-    assert not {"calibration", "align", "correct", "train"} & set(canonical)
+    assert not {"calibration", "align", "correct", "train", "evaluate"} & set(canonical)
 
 
 def test_what_they_mean_is_part_of_what_the_recipe_means():
@@ -122,7 +124,13 @@ def test_what_they_mean_is_part_of_what_the_recipe_means():
         "max_length": 256,
         "column": None,
     }
-    for change in ("calibration.data.mixed=other.jsonl", "align.margin=0", "correct.clamp=2", "train.topk=1"):
+    for change in (
+        "calibration.data.mixed=other.jsonl",
+        "align.margin=0",
+        "correct.clamp=2",
+        "train.topk=1",
+        "evaluate.metric=loss",
+    ):
         assert load(STAGES, [change]).canonical() != canonical
     order = STAGES.replace("    mixed: mixed.jsonl\n", "").replace("  data:\n", "  data:\n    mixed: mixed.jsonl\n")
     assert load(order).canonical() == canonical
@@ -256,6 +264,19 @@ def test_data_sets_on_the_hub(path, parts):
             "`schedule` must be one of constant, linear, cosine",
             "did you mean `cosine`?",
         ),
+        (
+            "evaluate: {metric: acuracy}",
+            "7:20",
+            "`metric` must be one of loss, accuracy",
+            "did you mean `accuracy`?",
+        ),
+        (
+            "evaluate: {dtype: bfloat}",
+            "7:19",
+            "`dtype` must be one of float16, bfloat16, float32, float64",
+            "did you mean `bfloat16`?",
+        ),
+        ("evaluate: {data: [code, mth]}", "7:25", "there are no calibration data `mth`", "did you mean `math`?"),
         ("train: {momentum: 1}", "7:9", "unknown key `momentum`", None),
         (
             "rules:\n  - {where: {part: norm}, models: [{model: b, data: math}]}",
@@ -372,7 +393,7 @@ def test_tact_knows_whose_each_task_is():
 def test_the_schema_of_editors_knows_them():
     found = schema()
     entries = found["$defs"]
-    assert {"calibration", "align", "correct", "train"} <= set(found["properties"])
+    assert {"calibration", "align", "correct", "train", "evaluate"} <= set(found["properties"])
     assert entries["AlignEntry"]["properties"]["method"]["enum"][:2] == ["weight_matching", "activation_matching"]
     assert entries["DataEntry"]["properties"]["samples"]["default"] == 128
     assert entries["TrainEntry"]["properties"]["learning_rate"]["exclusiveMinimum"] == 0

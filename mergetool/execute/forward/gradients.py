@@ -75,7 +75,20 @@ def backward(
 
 def _loss(model: Model, sample: Batch, labels: Labels, generator: torch.Generator) -> tuple[torch.Tensor, int]:
     """The summed nats of a sample's predictions, and how many these are."""
-    inputs = {key: value for key, value in sample.items() if key != "labels"}
+    logits = predicted(model, sample)
+    logits, targets = targeted(model, logits, sample, labels, generator)
+    loss = torch.nn.functional.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
+    return loss, int((targets != IGNORED).sum())
+
+
+def predicted(model: Model, batch: Batch) -> torch.Tensor:
+    """The logits of a batch that lies where the model is.
+
+    Raises:
+        NonFinite: they hold a NaN or an infinity.
+        PlanError: the network predicts nothing, or cannot be run on the data.
+    """
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
     try:
         made = model.module(**inputs)
     except Exception as error:  # whatever the network's code makes of inputs that do not suit it
@@ -84,22 +97,20 @@ def _loss(model: Model, sample: Batch, labels: Labels, generator: torch.Generato
     logits = made if isinstance(made, torch.Tensor) else getattr(made, "logits", None)
     if logits is None:
         what = f"{type(model.module).__name__} predicts nothing, so it has no loss"
-        raise PlanError(what, model.label, "use the model with its head, or a method that needs no gradients")
+        raise PlanError(what, model.label, "use the model with its head, or a method that asks for no predictions")
     if not bool(logits.isfinite().all()):
         raise NonFinite(
             "what the network predicts holds a NaN or an infinity",
             model.label,
             "nothing was recorded; try other calibration data, or leave this model out",
         )
-    logits, targets = _targets(model, logits, sample, labels, generator)
-    loss = torch.nn.functional.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
-    return loss, int((targets != IGNORED).sum())
+    return logits
 
 
-def _targets(
-    model: Model, logits: torch.Tensor, sample: Batch, labels: Labels, generator: torch.Generator
+def targeted(
+    model: Model, logits: torch.Tensor, sample: Batch, labels: Labels, generator: torch.Generator | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits ``[predictions, classes]`` and a label for each."""
+    """Logits ``[predictions, classes]`` and a label for each; the generator is for ``sampled`` ones."""
     causal = logits.ndim == 3 and predicts_next(model.module)
     stated = sample.get("labels")
     mask = sample.get("attention_mask")

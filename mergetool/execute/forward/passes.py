@@ -13,7 +13,7 @@ import contextlib
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -50,23 +50,30 @@ class _Reached(Exception):
         self.block = block
 
 
+class Run(Protocol):
+    """Runs a part of the network on a batch."""
+
+    def __call__(self, i: int, told: Told, keep: bool = True) -> None:
+        """Run it on batch ``i`` and tell what is seen; unless ``keep``, nothing is kept for the next block."""
+
+
 class Step:
     """A part of the network with its weights in memory, to be run on every batch.
 
     Attributes:
         name: the block's name on disk, :data:`REST` or :data:`WHOLE`.
         nbytes: the bytes of its weights in float32.
+        run: runs it on a batch.
     """
 
-    def __init__(self, name: str, nbytes: int, run: Callable[[int, Told], None]) -> None:
-        self.name, self.nbytes = name, nbytes
-        self.run = run
+    def __init__(self, name: str, nbytes: int, run: Run) -> None:
+        self.name, self.nbytes, self.run = name, nbytes, run
 
 
 def whole(model: Model, batches: Sequence[Batch], watch: Watch) -> Generator[Step, None, None]:
     """Run the network as a whole: one step with all weights in memory."""
 
-    def run(i: int, told: Told) -> None:
+    def run(i: int, told: Told, keep: bool = True) -> None:
         tokens = _tokens(model, batches[i])
         with contextlib.suppress(Stop), watch.on(lambda path: True, tokens, told, last=True):
             _forward(model, batches[i])
@@ -118,6 +125,7 @@ class _Stream:
         self.current: Block | None = None
         self.batch = 0
         self.calls: set[str] = set()
+        self.keep = True
         self.kept: dict[str, Any] = {}
         """What the latest block of each stack made of the batch, read once in a pass."""
         self.told: Told = nobody
@@ -181,22 +189,22 @@ class _Stream:
             return None
         return None
 
-    def _start(self, batch: int, told: Told = nobody) -> Tokens:
+    def _start(self, batch: int, told: Told = nobody, keep: bool = True) -> Tokens:
         """Begin a pass; which places of the batch count."""
-        self.batch, self.told = batch, told
+        self.batch, self.told, self.keep = batch, told, keep
         self.calls, self.kept = set(), {}
         self.tokens = _tokens(self.model, self.batches[batch])
         return self.tokens
 
-    def _run_block(self, i: int, told: Told) -> None:
+    def _run_block(self, i: int, told: Told, keep: bool = True) -> None:
         assert self.current is not None  # a step of a block is the current one until the next is asked for
         path = self.current.path
-        tokens = self._start(i, told)
+        tokens = self._start(i, told, keep)
         with contextlib.suppress(Stop), self.watch.on(lambda p: f"{p}.".startswith(f"{path}."), tokens, told):
             self._forward()
             raise CannotStream("is run for some batches and not for others", self._where(self.current), _FIX)
 
-    def _run_rest(self, i: int, told: Told) -> None:
+    def _run_rest(self, i: int, told: Told, keep: bool = True) -> None:
         tokens = self._start(i, told)
         outside = self.model.is_outside
         with contextlib.suppress(Stop), self.watch.on(outside, tokens, told, last=True):
@@ -227,7 +235,8 @@ class _Stream:
             raise CannotStream("is not reached in the same order in every batch", self._where(block), _FIX)
         output = compute(*args, **kwargs)
         self.watch.tell_block(block, output, self.tokens, self.told)
-        self.outputs.put(block.name, self.batch, output)
+        if self.keep:
+            self.outputs.put(block.name, self.batch, output)
         raise Stop
 
     def _made(self, block: Block) -> Any:
