@@ -72,6 +72,12 @@ def kind_of(part: Part) -> Kind | None:
     return "embedding" if matches_role(role, "embedding") else None
 
 
+def _plain(name: str, part: Part, shapes: Mapping[str, tuple[int, ...]]) -> Kind | None:
+    """What a tensor counts as that no word of its name tells: the layers of plain networks are linear ones."""
+    weight = f"{name.removesuffix('bias')}weight" if name.endswith(".bias") else name
+    return "linear" if part.role == "other" and len(shapes.get(weight, ())) > 1 else None
+
+
 def slots(
     parts: Mapping[str, Part],
     shapes: Mapping[str, tuple[int, ...]],
@@ -85,7 +91,8 @@ def slots(
     A column is what reads one input feature: of a matrix [out, in] it is an index of the last axis, of an embedding
     [vocabulary, width] one of the width, of experts stacked as [experts, out, in] an expert and an index of the last
     axis. A norm has a coefficient for each entry, the bias of a linear layer one in all. Experts that are stacked in
-    one tensor have the coefficients that they would have as tensors of their own.
+    one tensor have the coefficients that they would have as tensors of their own. Matrices and convolutions of networks
+    whose names tell nothing count as linear.
 
     Args:
         parts: what each tensor is, by its name on disk.
@@ -103,7 +110,7 @@ def slots(
         raise ValueError(f"trainable parts are {', '.join(KINDS)}, not {unknown[0]!r}")
     result = []
     for name, shape in shapes.items():
-        part, kind = parts[name], kind_of(parts[name])
+        part, kind = parts[name], kind_of(parts[name]) or _plain(name, parts[name], shapes)
         layered = granularity == "layer" and part.layer is not None
         key = f"{part.stack}.{part.layer}" if layered else name
         axes = _axes(part, kind, shape, granularity, name in transposed)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
+from types import EllipsisType
 from typing import Any, Protocol
 
 import torch
 
 from mergetool.errors import Problem, ShapeMismatch
 from mergetool.facts.dam import Slot
+
+Run = slice | EllipsisType
+_PIECE = 1 << 20  # entries of a delta
 
 
 class Weights(Protocol):
@@ -38,10 +43,8 @@ class Reads:
     dtype: torch.dtype = torch.float32
 
     def start(self) -> torch.Tensor | None:
-        """The base's weight, the caller's own to write to; None without a base."""
-        if self.base is None:
-            return None
-        return self._read(self.base, "the base").clone()
+        """The base's weight; None without a base."""
+        return None if self.base is None else self._read(self.base, "the base")
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         """Each source's weight, or its delta, one after the other.
@@ -53,6 +56,24 @@ class Reads:
         for number, source in enumerate(self.sources):
             tensor = self._read(source, f"source {number}")
             yield tensor if base is None else tensor - base
+
+    def runs(self, base: torch.Tensor | None) -> Iterator[tuple[int, Run, torch.Tensor]]:
+        """Each source's weight or delta, a run of the first axis at a time, so that no delta is there as a whole.
+
+        Args:
+            base: what :meth:`start` gave.
+
+        Yields:
+            The source's number, which run, and its weight or delta there.
+
+        Raises:
+            ShapeMismatch: a source has another shape than the slot.
+        """
+        for number, source in enumerate(self.sources):
+            tensor = self._read(source, f"source {number}")
+            for run in _runs(self.slot.shape):
+                yield number, run, tensor[run] if base is None else tensor[run] - base[run]
+            del tensor  # before the next source's is read
 
     def _read(self, source: Weights, label: str) -> torch.Tensor:
         tensor = source.get(self.slot.name)
@@ -70,11 +91,11 @@ class _Merged(torch.autograd.Function):  # type: ignore[misc]
         ctx.reads = reads
         slot, count = reads.slot, len(reads.sources)
         factors = coefficients.to(reads.device, reads.dtype).reshape(slot.over_weight(count))
-        total = reads.start()
-        if total is None:
-            total = torch.zeros(slot.shape, device=reads.device, dtype=reads.dtype)
-        for factor, tensor in zip(factors, reads, strict=True):
-            total.addcmul_(tensor, factor)
+        base = reads.start()
+        total = torch.zeros(slot.shape, device=reads.device, dtype=reads.dtype) if base is None else base.clone()
+        for source, run, tensor in reads.runs(base):
+            total[run].addcmul_(tensor, factors[source][run] if 0 in slot.axes else factors[source])
+            del tensor  # a part of the source's
         ctx.like = coefficients.detach()
         return total
 
@@ -83,9 +104,27 @@ class _Merged(torch.autograd.Function):  # type: ignore[misc]
         if not ctx.needs_input_grad[0]:
             return None, None
         slot, (gradient,) = ctx.reads.slot, gradients
-        # Of no axes at all torch would sum over every axis.
-        each = [(gradient * t).sum(slot.summed) if slot.summed else gradient * t for t in ctx.reads]
-        return torch.stack(each).to(ctx.like), None
+        made = torch.zeros(slot.coefficients(len(ctx.reads.sources)), device=gradient.device, dtype=gradient.dtype)
+        for source, run, tensor in ctx.reads.runs(ctx.reads.start()):
+            product = gradient[run] * tensor
+            # Of no axes at all torch would sum over every axis.
+            found = product.sum(slot.summed) if slot.summed else product
+            own = made[source]
+            if 0 in slot.axes:
+                own = own[run]
+            own += found
+            del tensor, product
+        return made.to(ctx.like), None
+
+
+def _runs(shape: tuple[int, ...]) -> Iterator[Run]:
+    """The first axis in runs of about a piece; a single number is one run."""
+    if not shape:
+        yield ...
+        return
+    step = max(1, _PIECE // max(1, prod(shape[1:])))
+    for start in range(0, shape[0], step):
+        yield slice(start, start + step)
 
 
 def merged(coefficients: torch.Tensor, reads: Reads) -> torch.Tensor:

@@ -146,7 +146,8 @@ def _train(recipe: Recipe, sources: Sequence[Source], jobs: Sequence[Job]) -> It
         return
     settings = recipe.train or Train()
     every = sorted({read.source for i in places for read in jobs[i].reads})
-    held = 3 * max(_floats(sources[i]) for i in every) // 2 + sum(_layer(sources[i]) for i in every)
+    # Beside the merged model a tensor of the base and of a source, the gradient, and what one is read from.
+    held = max(_floats(sources[i]) + 7 * _largest(sources[i]) // 2 for i in every)
     nbytes = 2 * settings.steps * sum(_weights(sources[i]) for i in every)
     yield Stage("train", places, settings.steps, settings.steps * settings.batch_tokens, nbytes, held)
 
@@ -229,6 +230,11 @@ def _weights(source: Source) -> int:
 def _floats(source: Source) -> int:
     """Bytes of a model in float32."""
     return sum(4 * tensor.size for tensor in source.checkpoint.tensors.values())
+
+
+def _largest(source: Source) -> int:
+    """Bytes of a model's largest tensor in float32."""
+    return max((4 * tensor.size for tensor in source.checkpoint.tensors.values()), default=0)
 
 
 def _layer(source: Source) -> int:

@@ -1,5 +1,7 @@
 """What training keeps in memory: the merged model, and one tensor at a time of all that it is merged from."""
 
+import subprocess
+import sys
 import weakref
 
 import pytest
@@ -11,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from mergetool.anatomy import Part  # noqa: E402
 from mergetool.execute.train.student import Student, hollow, same_names  # noqa: E402
 from mergetool.facts.dam import slots  # noqa: E402
-from mergetool.facts.dam_merge import Reads  # noqa: E402
+from mergetool.facts.dam_merge import Reads, merged  # noqa: E402
 
 LAYERS, WIDTH, SOURCES = 12, 512, 4
 LAYER = WIDTH * WIDTH * 4  # bytes
@@ -103,3 +105,45 @@ def test_a_step_keeps_one_merged_model_and_a_few_tensors():
     # The gradients of all weights at once would be another model.
     assert LAYERS <= found < 1.5 * LAYERS
     assert plain > SOURCES * LAYERS
+
+
+@pytest.mark.parametrize("granularity", ["column", "row"])
+def test_a_weight_needs_its_base_one_source_and_its_gradient_and_no_whole_delta(granularity):
+    shape = (4096, 1024)
+    parts = {"w": Part("mlp.up", "mlp", 0, 1, 0.0, None, None, False)}
+    (slot,) = slots(parts, {"w": shape}, granularity=granularity)
+
+    class Random:
+        def get(self, name):
+            return torch.randn(shape)
+
+    values = torch.full(slot.coefficients(SOURCES), 0.5, requires_grad=True)
+    with Meter() as meter:
+        weight = merged(values, Reads(slot, [Random()] * SOURCES, Random()))
+        forward, meter.peak = meter.peak, meter.now
+        weight.backward(torch.ones(shape))
+    size = 4 * shape[0] * shape[1]
+    assert 3 * size <= forward < 3.6 * size  # the weight, the base, a source
+    assert 4 * size <= meter.peak < 4.6 * size  # and the gradient
+
+
+_HEAP = """
+import re
+import numpy as np
+from mergetool.execute.forward.heap import give_back_large
+def held():
+    return int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read()).group(1)) >> 10
+give_back_large()
+np.ones(6 << 20, np.uint8)
+before, small = held(), []
+large = [(np.ones(3 << 20, np.uint8), small.append(np.ones(3000, np.uint8)))[0] for _ in range(60)]
+assert held() > before + 150
+del large
+print(held() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RssAnon is told by Linux only")
+def test_large_blocks_go_back_to_the_system_with_small_ones_between_them():
+    done = subprocess.run([sys.executable, "-c", _HEAP], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 20

@@ -30,7 +30,8 @@ def drawn(role, shape, granularity="column", **more):
         ("norm", (4,), (0,), (0,), ()),
         ("expert.gate_up", (3, 6, 4), (0, 2), (0, 1), (0,)),  # all experts in one tensor
         ("expert.gate_up", (3, 6), (0,), (0,), (0,)),  # and their biases
-        ("other", (6, 4), (), (), ()),
+        ("other", (6, 4), (1,), (0,), ()),
+        ("other", (6,), (), (), ()),
     ],
 )
 def test_a_weight_has_a_coefficient_for_each_column_row_or_tensor(role, shape, column, row, tensor):
@@ -72,6 +73,23 @@ def test_an_output_head_is_linear_and_a_buffer_is_never_trained():
     assert kind_of(part("attention.norm", 0)) == "norm"
     assert kind_of(part("buffer")) is None
     assert not drawn("buffer", (4,)).trained
+
+
+def test_layers_of_plain_networks_are_linear():
+    shapes = {
+        "layers.0.weight": (6, 4),
+        "layers.0.bias": (6,),
+        "conv.weight": (8, 3, 2, 2),
+        "scale": (6,),
+        "head.weight": (3, 6),
+    }
+    found = {each.name: each for each in slots(anatomy({"model_type": "mlp"}, shapes).parts, shapes)}
+    assert {name: each.axes for name, each in found.items() if each.trained} == {
+        "layers.0.weight": (1,),
+        "layers.0.bias": (),
+        "conv.weight": (1,),
+        "head.weight": (1,),
+    }
 
 
 def test_unknown_words_are_refused():

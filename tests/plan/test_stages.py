@@ -69,8 +69,7 @@ def test_every_stage_is_listed_in_order_with_its_cost(folder, asking):
     assert (align.tokens, align.bytes_read) == (3 * 7, 3 * whole)
     assert (gram.tokens, gram.bytes_read) == (500 + 507, 2 * whole)
     assert gradients.memory == 3 * 4 * weights
-    layer = 4 * 2 * 24 * 8 + 4 * 8  # what lies outside of the layers is more than a layer
-    assert train.memory == 3 * 4 * weights // 2 + 3 * layer
+    assert train.memory == 4 * weights + 7 * (4 * 24 * 8) // 2
     assert (train.passes, train.tokens, train.bytes_read) == (3, 3 * 64, 3 * 2 * 3 * whole)
     pairs = 3
     assert (compare.passes, compare.tokens) == (pairs, 2 * pairs * (8 * 50 + 7))

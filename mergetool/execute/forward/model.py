@@ -10,6 +10,7 @@ import torch
 
 from mergetool.anatomy import Anatomy, anatomy
 from mergetool.errors import CheckpointError, MergetoolError
+from mergetool.execute.forward.heap import give_back_large
 from mergetool.execute.forward.names import Group, assign, tied
 from mergetool.execute.forward.skeleton import Network, skeletons
 from mergetool.execute.forward.weights import Weights, refuse_nonfinite
@@ -201,6 +202,7 @@ def open_model(
     Raises:
         CheckpointError: there is no such network, or its parameters and the tensors on disk do not match.
     """
+    give_back_large()
     failure: CheckpointError | None = None
     for module in skeletons(config, label, adapter):
         try:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from mergetool.errors import NonFinite, PlanError
+from mergetool.execute.forward.heap import give_back_large
 from mergetool.execute.train.objective import Objective
 from mergetool.execute.train.rows import Row, Stream, digest, streams
 from mergetool.execute.train.settings import Settings
@@ -94,6 +95,7 @@ def train(
         NonFinite: the loss is no finite number.
     """
     _check(models, data, settings)
+    give_back_large()
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     objective = _objective(
