@@ -54,7 +54,8 @@ class Making:
         Raises:
             RunError: the disk is full or fails.
         """
-        file = f"{len(self.steps):04d}.safetensors"
+        # A step that was done and is done again, for whoever was killed before the end began anew, keeps its file.
+        file = self.steps.get(step, f"{len(self.steps):04d}.safetensors")
         layout = [(name, _dtype(array), array.shape) for name, array in tensors.items()]
         (part,) = shard(layout, 1 << 62, Path(file).stem)
         with Writer(self.path / file, part) as writer:

@@ -15,11 +15,11 @@ from mergetool.errors import MissingTensor, PlanError
 from mergetool.execute.calibration import Samples
 from mergetool.execute.fact_folder import Facts
 from mergetool.execute.fact_making import Making, facts_folder
-from mergetool.execute.forward.weights import Weights
+from mergetool.execute.forward.weights import Weights, refuse_nonfinite
 from mergetool.execute.prepare_data import SourceData
 from mergetool.execute.prepare_models import Sources, transposed
 from mergetool.execute.progress import Progress
-from mergetool.execute.train.loop import Models, Trained, forget, train
+from mergetool.execute.train.loop import Models, Trained, train
 from mergetool.execute.train.product import ABOUT, COEFFICIENTS, read_coefficients, write_coefficients
 from mergetool.execute.train.rows import Row, responses, rows
 from mergetool.execute.train.settings import Settings
@@ -138,17 +138,23 @@ class _Renamed:
 
     def __init__(self, weights: Weights, names: Mapping[str, str], label: str) -> None:
         self.weights, self.names, self.label = weights, names, label
+        self._finite: set[str] = set()
 
     def get(self, name: str) -> torch.Tensor:
         """A tensor in its shape.
 
         Raises:
             MissingTensor: the source has none of this name.
+            NonFinite: it holds a NaN or an infinity.
         """
         own = self.names.get(name, name)
         if own not in self.weights.shapes:
             raise MissingTensor("there is no tensor of this name", f"{self.label}: {name}")
-        return self.weights.get(own)
+        tensor = self.weights.get(own)
+        if own not in self._finite:  # every step reads it; once is enough
+            refuse_nonfinite(f"{self.label}: {own}", tensor)
+            self._finite.add(own)
+        return tensor
 
 
 def _made(
@@ -217,8 +223,8 @@ def _trained(
 
 def _written(trained: Trained, settings: Settings, found: Making) -> Facts:
     """The coefficients as facts of their weights, and with all about them as :mod:`.train.product` keeps them."""
+    # What a killed run goes on with stays until the folder is whole: `finish` leaves it behind.
     made = trained.coefficients
-    forget(found.path)
     found.add("train", {f"{name}:coefficients": values for name, values in made.values.items()}, {}, made.values)
     write_coefficients(found.path, trained, settings)
     return found.finish(beside=(COEFFICIENTS, ABOUT))

@@ -8,13 +8,14 @@ from dataclasses import replace
 from itertools import combinations
 from math import prod
 
-from mergetool.errors import Problem
+from mergetool.anatomy import symmetries
+from mergetool.errors import PlanError, Problem
 from mergetool.facts.soup import evaluations, reads
 from mergetool.methods import METHODS
 from mergetool.plan.passes import CUT
 from mergetool.plan.work import Correction, Job, Memory, Source, Stage
 from mergetool.recipe import Recipe
-from mergetool.recipe.data import Data, Report, Train
+from mergetool.recipe.data import Align, Data, Report, Train
 
 TRAINED = "coefficients"
 """The kind of fact that is trained."""
@@ -122,8 +123,24 @@ def _align(recipe: Recipe, sources: Sequence[Source], jobs: Sequence[Job]) -> It
     tokens = 0
     if recipe.align.method == "activation_matching" and recipe.calibration is not None:
         tokens = len(every) * _tokens(recipe.calibration.named(recipe.align.data))
-    held = 2 * max((_layer(sources[i]) for i in every), default=0)
+    held = max((_matched(sources[i], recipe.align) for i in every), default=0)
     yield Stage("align", places, 1, tokens, sum(_weights(sources[i]) for i in every), held)
+
+
+def _matched(source: Source, align: Align) -> int:
+    """Bytes that matching takes: a layer of both models and the scores of the largest group, some copies of them.
+
+    The assignment wants scores in float64, and correlations are summed in it with what is outside the layers loaded.
+    """
+    shapes = {name: tensor.shape for name, tensor in source.checkpoint.tensors.items()}
+    try:
+        groups = symmetries(source.anatomy, source.checkpoint.config, shapes, align.groups)
+    except PlanError:  # told when it is matched
+        return 2 * _layer(source)
+    scores = max((group.size for group in groups), default=0) ** 2
+    if align.method == "weight_matching":
+        return 2 * _layer(source) + 24 * scores
+    return 2 * sum(sorted(map(_sized, _layers(source)))[-2:]) + 34 * scores
 
 
 def _measures(recipe: Recipe, sources: Sequence[Source], jobs: Sequence[Job]) -> Iterator[Stage]:
