@@ -331,6 +331,26 @@ def test_the_published_scope_corrects_the_last_norm(llamas, tmp_path, facts):
     np.testing.assert_allclose(has.std, target.std, rtol=0.1)
 
 
+def test_a_soup_aims_at_its_members(llamas, tmp_path, facts):
+    plan = planned(llamas, REPAIR + "evaluate: {data: first}\n", ("merge_method: linear", "merge_method: greedy_soup"))
+    report = run(plan, tmp_path / "out")
+    members = [label for label in ("a", "b") if f"the soup is {label} alone" in " ".join(report.notes)] or ["a", "b"]
+    sources, has = [loaded(llamas / label) for label in members], loaded(tmp_path / "out")
+    target = goal([moments(each, DOWN, batches(plan)) for each in sources])
+    np.testing.assert_allclose(moments(has, DOWN, batches(plan)).mean, target.mean, atol=1e-5)
+
+
+def test_grams_in_sequence_are_those_of_the_merge_as_it_is(llamas, tmp_path, facts):
+    change = ("merge_method: linear", "merge_method: regmean")
+    own = planned(llamas, "", (*change,)).recipe.folder / "correct.yaml"
+    text = own.read_text().replace("{weight: 0.5}", "{weight: 0.5, sequential: true}")
+    for name, more in (("plain", ""), ("repaired", REPAIR)):
+        (llamas / f"{name}.yaml").write_text(text + more)
+        run(build(load(llamas / f"{name}.yaml")), tmp_path / name)
+    assert len(kept(facts, "gram-sequential")) == 1
+    loaded(tmp_path / "repaired")
+
+
 def test_edits_are_the_same_on_every_device(llamas):
     """The kernels of torch leave float64 as those of the CPU do."""
     plan = planned(llamas, change=("float32", "bfloat16"))
