@@ -8,9 +8,8 @@ What is found are the edits of tensors, kept as facts: the merge applies them be
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from mergetool.execute.record import nothing_kept, record
 from mergetool.facts.correction import Edit, Moments, goal
 from mergetool.plan.correction import shares
 from mergetool.plan.faults import listed
+from mergetool.plan.stages import CHOSEN, merged, wanted
 from mergetool.plan.work import Correction, Job, Task
 from mergetool.storage.writer import atomic_write
 
@@ -119,7 +119,17 @@ class _Correcting:
         """The sources whose moments are aimed at, as places in the plan's."""
         if self.task.source is not None:
             return [self.task.source] if self.correction.outputs.outputs else []
-        return sorted({i for each in self.correction.outputs.outputs for i, _ in shares(self.jobs[each.weight])})
+        return sorted({i for each in self.correction.outputs.outputs for i, _ in self._shares(each.weight)})
+
+    def _shares(self, name: str) -> tuple[tuple[int, float], ...]:
+        """Whose moments are aimed at for an output, and with which share: the task's model's, or of all merged."""
+        if self.task.source is not None:
+            return ((self.task.source, 1.0),)
+        job = self.jobs[name]
+        if self.known.shares is None or CHOSEN not in wanted(job).values():
+            return shares(job)
+        members = [i for i in merged(job) if self.known.shares.get(i)]
+        return tuple((i, 1 / len(members)) for i in members)
 
     def _batches(self, source: int) -> list[dict[str, Any]]:
         """The task's data as a source reads them."""
@@ -167,21 +177,19 @@ class _Correcting:
         """What each output should have; outputs that a source never used are left out."""
         found = {}
         for output in self.correction.outputs.outputs:
-            source = self.task.source
-            wanted = shares(self.jobs[output.weight]) if source is None else ((source, 1.0),)
-            if all(output.weight in aimed[i] for i, _ in wanted):
-                moments = [aimed[i][output.weight] for i, _ in wanted]
-                found[output.weight] = goal(moments, [share for _, share in wanted])
+            whose = self._shares(output.weight)
+            if all(output.weight in aimed[i] for i, _ in whose):
+                moments = [aimed[i][output.weight] for i, _ in whose]
+                found[output.weight] = goal(moments, [share for _, share in whose])
         return found
 
     def _identity(self) -> dict[str, Any]:
         """What decides the merged model and what it is run on."""
         plan = self.sources.plan
         return {
-            "jobs": _digest(plan.jobs),
-            "seed": plan.recipe.seed,
-            "sources": [[source.label, self.sources.made_of(i)] for i, source in enumerate(plan.sources)],
-            "known": self.known.made_of,
+            "merged": self.sources.made_by(plan.jobs, self.known),
+            "soup": None if self.known.shares is None else sorted(self.known.shares.items()),
+            "lender": self.sources.made_of(plan.lender),
             "config": dict(self.correction.outputs.config),
             "data": self._digests(plan.tokenizer),
         }
@@ -191,14 +199,15 @@ class _Correcting:
         recipe = self.sources.plan.recipe.correct
         assert recipe is not None  # the plan has a correction of it
         outputs = self.correction.outputs.outputs
-        whose = {each.weight: shares(self.jobs[each.weight]) for each in outputs} if self.task.source is None else None
+        axes = {name: job.corrected for name, job in self.jobs.items() if job.corrected is not None}
         return {
             **self._identity(),
             "correct": {"statistic": recipe.statistic, "clamp": recipe.clamp},
             "outputs": [[each.weight, each.side] for each in outputs],
             "batch_norms": list(self.correction.outputs.batch_norms),
             "aimed": [[i, self.sources.made_of(i), self._digests(i)] for i in aimed],
-            "shares": whose,
+            "shares": {each.weight: self._shares(each.weight) for each in outputs},
+            "axes": axes,
         }
 
     @contextlib.contextmanager
@@ -229,23 +238,3 @@ class _Correcting:
         unseen = [each.weight for each in outputs.outputs if each.weight not in corrected]
         said = (f"never used on this data, and so not corrected: {listed(unseen)}",) if unseen else ()
         return folder.finish((*said, *clamped(outputs.outputs, arrays, recipe.clamp)), (SPREAD,))
-
-
-def _digest(jobs: Sequence[Job]) -> str:
-    """What decides the tensors that jobs make of their sources."""
-    said = [
-        [
-            *(
-                job.name,
-                job.shape,
-                job.dtype.name,
-                job.method,
-                sorted(job.parameters.items()),
-                job.facts,
-                job.corrected,
-            ),
-            [[read.source, read.tensor.name] for read in job.reads],
-        ]
-        for job in jobs
-    ]
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

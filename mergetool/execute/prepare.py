@@ -12,7 +12,7 @@ from mergetool.execute.fact_folder import Facts
 from mergetool.execute.prepared import Prepared
 from mergetool.execute.progress import Progress, Quiet
 from mergetool.plan import Plan
-from mergetool.plan.correction import in_weights
+from mergetool.plan.correction import in_weights, uncorrected
 from mergetool.plan.stages import CHOSEN, GRAM, TRAINED, measured, merged, sequential, wanted
 from mergetool.plan.tasks import several
 
@@ -72,7 +72,8 @@ def prepare(
     adapter = adapter_of(plan, trust_code)
     sources = Sources(plan, sources.turnings, sources.orders, adapter, device)
     data = SourceData(plan, adapter)
-    known = replace(_facts(sources, data, notes, shown, root), aligned=found)
+    merge = replace(sources, plan=uncorrected(plan))
+    known = replace(_facts(merge, data, notes, shown, root), plan=plan, aligned=found)
     return _corrected(sources, data, known, shown, root) if corrected else known
 
 

@@ -1,10 +1,9 @@
 """Which outputs of a model are corrected, in which order, and what its config can hold of the corrections.
 
-The pre-activations of a transformer's linears are corrected, gate and up (or fc1), o and down, and in the end what the
-last norm gives; what the norms between give is left alone, since what they read is right already. The other scope is
-the final representation alone: what the last norm gives, or where there is none what the head reads. A scale always
-fits into the weight. A shift needs a bias, and many models have none: some configs can switch biases on, for others
-only the scale is kept, and said so.
+The pre-activations of a transformer's linears are corrected, gate and up (or fc1), o and down: what a norm gives
+is left alone, since what it reads is right already. The other scope is the final representation alone: what the
+last norm gives, or where there is none what the head reads. A scale always fits into the weight. A shift needs a
+bias, and many models have none: some configs can switch biases on, for others only the scale is kept, and said so.
 """
 
 from __future__ import annotations
@@ -185,18 +184,7 @@ def _every(anatomy: Anatomy, config: Mapping[str, Any], shapes: Shapes) -> list[
             result.append(_output(name, axis, shapes, step))
         elif plain and part.role == "other" and len(shape) >= 2 and not _normed(shape, shapes):
             result.append(_output(name, 0, shapes, (stacks.index(part.stack), _layer(part), place)))
-    return result + _closing(anatomy, config, shapes, stacks)
-
-
-def _closing(anatomy: Anatomy, config: Mapping[str, Any], shapes: Shapes, stacks: list[str]) -> list[Output]:
-    """The norm that ends the model: of its decoder, or of its text model, where it has several stacks."""
-    last = _last_norms(anatomy, shapes)
-    if not last:
-        return []
-    stack, name = max(last.items(), key=lambda each: ("decoder" in each[0], "language" in each[0] or "text" in each[0]))
-    part = anatomy.parts[name]
-    place = len(stacks) if part.layer is None else stacks.index(stack)
-    return [replace(_norm(name, config, shapes, 0), step=(place, _layer(part), len(ORDER)))]
+    return result
 
 
 def _normed(shape: tuple[int, ...], shapes: Shapes) -> bool:
@@ -206,15 +194,6 @@ def _normed(shape: tuple[int, ...], shapes: Shapes) -> bool:
 
 def _final(anatomy: Anatomy, config: Mapping[str, Any], shapes: Shapes) -> list[Output]:
     """The last norm of every stack, or else the heads."""
-    if last := _last_norms(anatomy, shapes):
-        return [_norm(name, config, shapes, at) for at, name in enumerate(last.values())]
-    roles = {name: part.role for name, part in anatomy.parts.items() if name.endswith("weight")}
-    heads = [name for name, role in roles.items() if role in ("head", "head.classifier") and len(shapes[name]) == 2]
-    return [_output(name, 1, shapes, (0,), read=True) for name in heads]
-
-
-def _last_norms(anatomy: Anatomy, shapes: Shapes) -> dict[str, str]:
-    """The norm that ends each stack: stack → its weight."""
     last: dict[str, str] = {}
     for name, part in anatomy.parts.items():
         if part.role != "norm" or not name.endswith("weight") or f"{name[:-6]}running_mean" in shapes:
@@ -224,7 +203,11 @@ def _last_norms(anatomy: Anatomy, shapes: Shapes) -> dict[str, str]:
         in_layer = part.layer is not None and part.layer == part.layers - 1 and ends
         if loose or (in_layer and part.stack not in last):
             last[part.stack] = name
-    return last
+    if last:
+        return [_norm(name, config, shapes, at) for at, name in enumerate(last.values())]
+    roles = {name: part.role for name, part in anatomy.parts.items() if name.endswith("weight")}
+    heads = [name for name, role in roles.items() if role in ("head", "head.classifier") and len(shapes[name]) == 2]
+    return [_output(name, 1, shapes, (0,), read=True) for name in heads]
 
 
 def _norm(name: str, config: Mapping[str, Any], shapes: Shapes, at: int) -> Output:

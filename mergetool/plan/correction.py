@@ -11,7 +11,7 @@ from mergetool.errors import PlanError, Problem
 from mergetool.facts.outputs import Outputs, outputs, private_heads
 from mergetool.methods import METHODS
 from mergetool.plan.faults import Faults, listed
-from mergetool.plan.work import Correction, Job, Route, Source, Task
+from mergetool.plan.work import Correction, Job, Plan, Route, Source, Task
 from mergetool.recipe import Recipe
 from mergetool.recipe.data import Correct, Data
 
@@ -113,6 +113,11 @@ def _corrected(found: Outputs, jobs: Sequence[Job], config: Mapping[str, object]
 def in_weights(recipe: Recipe) -> bool:
     """Whether a recipe's correction goes into the weights that are written, rather than into files beside them."""
     return recipe.correct is not None and (recipe.correct.method == "repair" or recipe.correct.fold == "per_task")
+
+
+def uncorrected(plan: Plan) -> Plan:
+    """The plan of the merge as it is, without what a correction adds to it: what is known ahead of it is about that."""
+    return replace(plan, jobs=tuple(replace(job, corrected=None) for job in plan.jobs if not job.added))
 
 
 def shares(job: Job) -> tuple[tuple[int, float], ...]:

@@ -35,7 +35,8 @@ def planned(folder, more=REPAIR, change=(), **options):
     """The plan of a corrected merge of ``a`` and ``b``."""
     path = folder / "correct.yaml"
     text = RECIPE.replace(*change) if change else RECIPE
-    path.write_text((text.replace("parameters: {weight: 0.5}\n", "") if "dam" in text else text) + more)
+    weighted = not any(method in text for method in ("dam", "greedy_soup"))
+    path.write_text((text if weighted else text.replace("parameters: {weight: 0.5}\n", "")) + more)
     return build(load(path), **options)
 
 
