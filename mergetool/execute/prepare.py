@@ -93,7 +93,14 @@ def _facts(
     if jobs:
         coefficients, trained, more = train_all(sources, data, jobs, progress, root)
         notes = (*notes, *more)
-    known = Prepared(sources.plan, sources.turnings, found_of, coefficients, trained, transposed=frozenset(turned))
+    known = Prepared(
+        sources.plan,
+        sources.turnings,
+        found_of,
+        coefficients=coefficients,
+        trained=trained,
+        transposed=frozenset(turned),
+    )
     if sequential(sources.plan.jobs):
         from mergetool.execute.prepare_sequence import measure_in_sequence
 
@@ -101,8 +108,8 @@ def _facts(
     if any(CHOSEN in wanted(job).values() for job in sources.plan.jobs):
         from mergetool.execute.prepare_soup import choose
 
-        shares, more = choose(sources, data, known, progress, root)
-        known, notes = replace(known, shares=shares), (*notes, *more)
+        known, more = choose(sources, data, known, progress, root)
+        notes = (*notes, *more)
     # What no pass went through is of no account to a method that goes without, but in a note.
     said = (f"{facts.label}: {note}" for facts in known.measured.values() for note in facts.notes)
     return replace(known, notes=tuple(dict.fromkeys((*notes, *data.notes, *said))))

@@ -9,8 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from mergetool.anatomy import Turning
 from mergetool.execute.calibration_adapter import Adapter
 from mergetool.execute.fact_folder import identity
@@ -86,15 +84,11 @@ class Sources:
             + [[every.index(read.source), read.tensor.name] for read in job.reads]
             for job in jobs
         ]
-        made = hashlib.sha256()
-        for name, values in sorted(known.coefficients.values.items() if known.coefficients is not None else ()):
-            made.update(name.encode() + np.ascontiguousarray(values).tobytes())
         return [
             [self.made_of(source) for source in every],
             drawn if any(METHODS[job.method].random for job in jobs if job.method) else [],
             hashlib.sha256(json.dumps(told).encode()).hexdigest(),
-            sorted(facts.path.name for facts in known.measured.values()),
-            made.hexdigest(),
+            known.made_of,
         ]
 
 

@@ -23,10 +23,10 @@ from mergetool.execute.fact_making import Making, facts_folder
 from mergetool.execute.forward.model import Model, open_model
 from mergetool.execute.forward.names import Group
 from mergetool.execute.forward.outputs import Outputs
-from mergetool.execute.forward.passes import REST, CannotStream, Step, streamed
+from mergetool.execute.forward.passes import REST, CannotStream, Step, nobody, streamed
 from mergetool.execute.forward.rows import Batch
 from mergetool.execute.forward.tally import Tally
-from mergetool.execute.forward.watch import Seen, Watch
+from mergetool.execute.forward.watch import Watch
 from mergetool.execute.forward.weights import Weights
 from mergetool.execute.merged import Merged, merged_weights
 from mergetool.execute.prepare_data import SourceData
@@ -160,10 +160,6 @@ class _Either:
         return held.get(own) if own in held.shapes else self.merged.get(name)
 
 
-def _nobody(seen: Seen) -> None:
-    """Tell nobody."""
-
-
 class _Sequence:
     """The layers of a network in their order, each measured for every source and then merged."""
 
@@ -265,7 +261,7 @@ class _Sequence:
         self.weights.merged.known = replace(self.known, measured={**self.known.measured, **grams})
         self._put(self._groups(step), None)
         for place in range(len(self.batches)):
-            step.run(place, _nobody)
+            step.run(place, nobody)
         self.weights.turn = 0
         self.progress.advance(step.nbytes)
 

@@ -19,6 +19,7 @@ from mergetool.execute.fact_folder import Facts
 from mergetool.execute.fact_making import Making, facts_folder
 from mergetool.execute.forward.model import open_model
 from mergetool.execute.forward.scores import score
+from mergetool.execute.forward.spread import loaded
 from mergetool.execute.merged import merged_weights
 from mergetool.execute.prepare_data import SourceData
 from mergetool.execute.prepare_models import Sources
@@ -36,7 +37,7 @@ _ROWS = 8
 
 def choose(
     sources: Sources, data: SourceData, known: Prepared, progress: Progress, root: Path | None
-) -> tuple[Mapping[int, float], tuple[str, ...]]:
+) -> tuple[Prepared, tuple[str, ...]]:
     """Choose the sources of a soup, or find what was chosen before.
 
     Args:
@@ -47,7 +48,7 @@ def choose(
         root: where folders of facts are kept; the cache by default.
 
     Returns:
-        How much each source counts, by its place in the plan; and what the user should know.
+        What is known, with how much each source counts; and what the user should know.
 
     Raises:
         PlanError: the data cannot be read, or do not suit the models.
@@ -61,7 +62,11 @@ def choose(
         if isinstance(found, Making):
             found = _made(tasting, found, progress)
         soup = _read(found, tasting)
-    return {source: float(i in soup.members) for i, source in enumerate(tasting.own)}, (_told(soup, tasting),)
+    notes = [_told(soup, tasting)]
+    if sources.plan.recipe.correct is not None:
+        notes.append("the soup was chosen among means that are not corrected")
+    shares = {source: float(i in soup.members) for i, source in enumerate(tasting.own)}
+    return replace(known, shares=shares, soup=found), tuple(notes)
 
 
 @dataclass(frozen=True)
@@ -131,8 +136,9 @@ class Tasting:
             network = None if adapter is None else adapter.network
             label = named if len(members) == 1 else f"the mean of {named}"
             model = open_model(config, weights, label, network, self.sources.device)
-            model.load(model.groups)
-            return [score(model, each.batches(_rows(config, each)), self.settings.metric) for each in self.samples]
+            with loaded(model):
+                metric = self.settings.metric
+                return [score(model, each.batches(_rows(config, each)), metric) for each in self.samples]
 
 
 def _restricted(job: Job, chosen: set[int], asked: str | None) -> Job:

@@ -36,8 +36,9 @@ class Prepared:
         measured: the folders of facts, by kind and the source's place in the plan.
         coefficients: what was trained, if anything was.
         trained: the folder that they are kept in.
-        aligned: what was found for each source that was matched, by its place in the plan.
         shares: how much each source counts in a soup, by its place in the plan, if one was chosen.
+        soup: the folder of what was tried for it.
+        aligned: what was found for each source that was matched, by its place in the plan.
         transposed: tensors that are stored as [in, out], or [experts, in, out].
         notes: what the user should know.
         edits: what a correction makes of each tensor, by its name.
@@ -51,8 +52,9 @@ class Prepared:
     measured: Mapping[tuple[str, int], Facts] = field(default_factory=dict)
     coefficients: Coefficients | None = None
     trained: Path | None = None
-    aligned: Mapping[int, Aligned] = field(default_factory=dict)
     shares: Mapping[int, float] | None = None
+    soup: Facts | None = None
+    aligned: Mapping[int, Aligned] = field(default_factory=dict)
     transposed: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
     edits: Mapping[str, Edit] = field(default_factory=dict)
@@ -63,7 +65,7 @@ class Prepared:
     @property
     def tells(self) -> bool:
         """Whether jobs have anything to ask; the order of sources they need not know of."""
-        return any((self.measured, self.coefficients is not None, self.shares is not None, self.edits))
+        return bool(self.measured) or self.coefficients is not None or self.shares is not None or bool(self.edits)
 
     def edit(self, job: Job) -> Edit | None:
         """What a correction makes of a job's result; None where it stays as it is."""

@@ -258,7 +258,7 @@ def test_tensors_under_rules_are_merged_as_they_are_written(folder, tmp_path, ca
 
 
 def test_the_plan_states_twice_the_reading(shared):
-    (plain, _), (twice, _) = (planned(shared, "regmean", "", change).stages for change in ((), SEQUENTIAL))
+    (plain, *_), (twice, *_) = (planned(shared, "regmean", "", change).stages for change in ((), SEQUENTIAL))
     assert (plain.name, twice.name, plain.passes, twice.passes) == ("measure", "measure", 1, 2)
     assert (twice.tokens, twice.bytes_read) == (2 * plain.tokens, 2 * plain.bytes_read)
     assert "up to 2 passes" in show.table(planned(shared, "regmean", "", SEQUENTIAL))

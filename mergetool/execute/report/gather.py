@@ -15,9 +15,10 @@ from mergetool.execute.report.corrections import spread_section
 from mergetool.execute.report.depth import depth_of
 from mergetool.execute.report.draw import disk_failed, said
 from mergetool.execute.report.likeness import likeness_section
+from mergetool.execute.report.soup import soup_section
 from mergetool.execute.report.statistics import fisher_section, inputs_section
 from mergetool.plan import Plan
-from mergetool.plan.stages import merged
+from mergetool.plan.stages import CHOSEN, merged, scored, wanted
 from mergetool.publish.privacy import Privacy
 from mergetool.publish.sections import Section
 
@@ -61,6 +62,11 @@ def gather(plan: Plan, made: Prepared, pairs: Pairs, failed: Callable[[str], Non
     if made.trained is not None and made.coefficients is not None:
         with _surely("training", failed):
             found += _trained(plan, made, made.trained, name_of)
+    if made.soup is not None:
+        with _surely("soup", failed):
+            own = next(merged(job) for job in plan.jobs if CHOSEN in wanted(job).values())
+            data = [each.name for each in scored(plan.recipe)]
+            found.append(soup_section(made.soup, [name_of[i] for i in own], data))
     if made.corrections:
         with _surely("spread", failed):
             kept = (json.loads((facts.path / SPREAD).read_bytes()) for facts in made.corrections)
