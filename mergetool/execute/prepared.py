@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +67,19 @@ class Prepared:
     def tells(self) -> bool:
         """Whether jobs have anything to ask; the order of sources they need not know of."""
         return bool(self.measured) or self.coefficients is not None or self.shares is not None or bool(self.edits)
+
+    @property
+    def made_of(self) -> list[Any]:
+        """What tells what is known here from what another plan may know, as JSON."""
+        facts: list[Any] = [[kind, source, each.path.name] for (kind, source), each in sorted(self.measured.items())]
+        if self.shares is not None:
+            facts.append(["shares", sorted(self.shares.items())])
+        if self.coefficients is None:
+            return facts
+        made = hashlib.sha256()
+        for name, values in sorted(self.coefficients.values.items()):
+            made.update(f"{name}\0{values.shape}\0".encode() + np.ascontiguousarray(values).tobytes())
+        return [*facts, made.hexdigest()]
 
     def edit(self, job: Job) -> Edit | None:
         """What a correction makes of a job's result; None where it stays as it is."""
