@@ -16,7 +16,7 @@ from mergetool.storage.header import read_header
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 RECIPES = sorted(EXAMPLES.glob("*.yaml"))
-REPORTED = ("align", "align-repair", "dam", "fisher", "regmean", "tact")
+REPORTED = ("align", "align-repair", "dam", "fisher", "greedy-soup", "regmean", "tact")
 """Those that look at whole models first, and so have something to show."""
 
 

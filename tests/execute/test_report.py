@@ -418,3 +418,21 @@ def test_the_spread_is_that_of_the_models_as_written(shared, tmp_path):
         target = goal([moments(each, path, batches(report.plan)) for each in models_read])
         expected = spread_ratio(target, moments(written, path, batches(report.plan)))
         assert row["after"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_soup_shows_the_scores_that_it_was_chosen_by(shared, tmp_path):
+    text = recipe_of("greedy_soup").replace("parameters: {weight: 0.5}\n", "").replace("base_model: base\n", "")
+    (shared / "soup.yaml").write_text(text)
+    run(build(load(shared / "soup.yaml")), tmp_path / "merged")
+    found = numbers(tmp_path / "merged")
+    assert list(found) == ["cka", "soup"]
+    (folder,) = cache_root().glob("soup-*")
+    kept = open_facts(folder)
+    panels = {panel["title"]: panel for panel in found["soup"]["panels"]}
+    assert list(panels) == ["mean of all data", "first", "second"]
+    for place, name in enumerate(panels["first"]["places"]):
+        expected = kept.get(name, "loss")
+        for number, title in enumerate(("first", "second")):
+            taken, refused = (series["values"][place] for series in panels[title]["series"])
+            assert (refused if taken is None else taken) == pytest.approx(expected[number], rel=1e-5)
+    assert set(panels["first"]["places"]) == set(kept.names) - {"soup"} == {"1", "2", "1+2"}

@@ -11,6 +11,7 @@ from mergetool.publish.sections import Cell, Panel, Section, Series, numbers, ro
 
 MEMBERS = "members"
 """The field that holds which models the soup is made of, the best first."""
+_UNITS = {"loss": "nats a prediction", "accuracy": "share of right predictions"}
 _BETTER = {"accuracy": "higher"}
 """Which scores are better, where it is not the lower ones."""
 
@@ -59,7 +60,7 @@ def soup_section(facts: Facts, sources: Sequence[str], data: Sequence[str]) -> S
         warning="All means refused: the models do not share a basin, or one of them is much better than the others on "
         "these data. A soup that is better by less than the data can tell: try it on other data.",
         x="models in the mean",
-        y=metric,
+        y=_UNITS.get(metric, metric),
         panels=tuple(panels),
         columns=("models", "taken", "mean", *data),
         rows=tuple(rows),
