@@ -157,4 +157,4 @@ def test_two_runs_that_want_the_same_facts_measure_once(merge, tmp_path):
         list(pool.map(lambda name: execute(plan, tmp_path / name), ("one", "two")))
     one, two = (contents(tmp_path / name)["model.safetensors"] for name in ("one", "two"))
     assert one == two
-    assert len(list((tmp_path / "facts").glob("gram-*[0-9a-f]"))) == 2
+    assert len([path for path in (tmp_path / "facts").glob("gram-*") if path.is_dir()]) == 2

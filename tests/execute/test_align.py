@@ -127,7 +127,8 @@ def test_a_shuffled_twin_merged_with_its_original_is_the_original(tmp_path, name
 def test_activations_find_the_same(tmp_path, name):
     model = twin(tmp_path, name)
     words(tmp_path)
-    plan = planned(tmp_path, DATA + LINEAR % BY_ACTIVATIONS)
+    # Heads of random weights that share their values put out nearly the same, and differ by less than the margin.
+    plan = planned(tmp_path, DATA + LINEAR % f"{BY_ACTIVATIONS}, margin: 0")
     assert_same(merged(plan, alignment(plan, root=tmp_path / "facts")), model.tensors)
 
 
