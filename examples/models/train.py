@@ -2,9 +2,14 @@
 
     python examples/models/train.py --cache ~/.cache/mergetool-examples
     python examples/models/train.py --cache ~/.cache/mergetool-examples --second
+    python examples/models/train.py --cache ~/.cache/mergetool-examples --mixture FOLDER
 
 The second command trains `second` alone: a base that differs from `base` in nothing but its random start and the
 order of its batches, so that their units have nothing to do with each other until they are aligned.
+
+The third command trains what merges are compared with, into FOLDER: the base, fine-tuned on the texts of all three
+domains as a specialist is on those of one, for as many steps as one of them had (`mixture-200-0`, the last number a
+seed) and for as many as all of them together (`mixture-600-0`).
 
 The texts come out of ordinary npm and Debian packages and out of the interpreter's own standard library.
 Each is split by document into test, validation, a slice that the base sees, and the rest, which only its
@@ -34,6 +39,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -50,6 +56,7 @@ BASE_SHARES = {"novel": 0.329, "scripture": 0.611, "python": 0.02, "speeches": 0
 BASE_STEPS, BASE_RATE = 2400, 2e-3
 # Gently: at three times this rate a specialist gains more and a merge keeps less of it (see README.md).
 SPECIALIST_STEPS, SPECIALIST_RATE = 200, 1e-4
+MIXTURE_STEPS, MIXTURE_SEEDS = (SPECIALIST_STEPS, len(DOMAINS) * SPECIALIST_STEPS), 3
 
 LAMBDAS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
 TIES_LAMBDAS = [0.3, 0.5, 0.7, 1.0, 1.5, 2.0]
@@ -464,17 +471,46 @@ def train_specialist(base: Weights, tokens: torch.Tensor, domain: str, scale: fl
     return state(model)
 
 
+def train_mixture(base: Weights, corpora: dict[str, Corpus], tokenizer: PreTrainedTokenizerFast, seed: int,
+                  steps: int) -> Weights:  # fmt: skip
+    """What a merge stands in for: the base, tuned as a specialist is, on the texts of all domains in equal shares."""
+    model = new_model()
+    model.load_state_dict(base, strict=False)
+    streams = [(encode(tokenizer, corpora[domain].for_specialist), 1 / len(DOMAINS)) for domain in DOMAINS]
+    train(model, sampler(streams, seed=200 + seed), max(1, steps), SPECIALIST_RATE, f"mixture-{steps}-{seed}")
+    return state(model)
+
+
+def write_mixtures(cache: Path, folder: Path, scale: float = 1.0) -> None:
+    """Train the mixture's models that are not in the folder yet, from the base as it is bundled."""
+    wanted = [(steps, seed) for steps in MIXTURE_STEPS for seed in range(MIXTURE_SEEDS)]
+    missing = [each for each in wanted if not (folder / "mixture-{}-{}".format(*each) / "tokenizer.json").exists()]
+    if not missing:
+        return
+    corpora = gather(cache)
+    tokenizer = train_tokenizer(corpora)
+    stored = load_file(Path(__file__).parent / "base" / "model.safetensors")
+    base = {name: tensor.float() for name, tensor in stored.items()}
+    for steps, seed in missing:
+        weights = train_mixture(base, corpora, tokenizer, seed, round(steps * scale))
+        save_model(weights, tokenizer, folder / f"mixture-{steps}-{seed}")
+
+
 def main() -> None:
     """Fetch, split, train, measure, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--cache", type=Path, required=True, help="folder for the downloaded packages")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1], help="gets models/ and data/")
     parser.add_argument("--second", action="store_true", help="train the second base and nothing else")
+    parser.add_argument("--mixture", type=Path, help="train models on all domains into this folder, nothing else")
     parser.add_argument("--steps-scale", type=float, default=1.0, help="times all step counts, 0.01 to try")
     options = parser.parse_args()
     options.cache.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # the same sums in the same order on every run
 
+    if options.mixture:
+        write_mixtures(options.cache, options.mixture, options.steps_scale)
+        return
     corpora = gather(options.cache)
     tokenizer = train_tokenizer(corpora)
     test = {domain: encode(tokenizer, [corpora[domain].test]) for domain in DOMAINS}

@@ -2,46 +2,50 @@
 
     python examples/papers/digits.py
 
-Trains small networks on changed digits, merges them in plain torch (`digits_networks.py`), prints a table for each
+Trains small networks on changed digits, turns, merges and corrects them with mergetool, prints a table for each
 protocol and writes them to digits.md and digits.png beside this file. Everything is repeated for each seed; tables
-give the mean and the standard deviation over seeds. `--save FOLDER` keeps the networks and the data as folders and
+give the mean and the standard deviation over seeds, and beside them is what differs between two rows seed by seed
+(`digits_orderings.py`). `--save FOLDER` keeps the networks and the data as folders and
 CSV files, which recipes can read through `digits_adapter.py`. Needs torch, and matplotlib for the plot.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from digits_data import Data, Task, UnavailableError, fetch, task
+from digits_merging import DAM, PUBLISHED, average, dam, regmean, task_arithmetic, ties
 from digits_networks import (
     LAYERS,
     STEPS,
     Weights,
     accuracy,
-    average,
     by_activations,
     by_weights,
     corrected,
-    dam,
     ensemble_accuracy,
     gives,
     he,
     moments,
-    regmean,
     save,
     small,
-    task_arithmetic,
-    ties,
     train,
     with_head,
 )
+from digits_orderings import ORDERINGS, compared
 from digits_tables import Rows, Table, plot
 
 from mergetool.facts.correction import goal, spread_ratio
@@ -53,7 +57,8 @@ MANY = ("rotated", "inverted", "flipped", "half turn", "transposed", "halves swa
 FEW = 64
 OTHER = 1000  # what is added to a seed for the other network
 TUNING_STEPS = 300
-SCALES = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.5]
+SCALES = [round(0.5 + 0.05 * i, 2) for i in range(51)]  # of the mean of the deltas: 1 is the average
+FEWER = 32
 
 Merge = Callable[[Weights, list[Weights], float], Weights]
 Protocol = Callable[[int, Path | None], Rows]
@@ -182,24 +187,25 @@ def many_tasks(seed: int, folder: Path | None) -> Rows:
     rows: Rows = {}
     for n in (2, 4, 8):
         some, own = experts[:n], [each.train for each in tasks[:n]]
-        few = [data.some(32) for data in own]
+        few = [data.some(FEWER) for data in own]
 
         def score(weights: Weights, split: str = "test", n: int = n) -> float:
             return _mean(accuracy(weights, getattr(each, split)) for each in tasks[:n])
 
-        def best(merge: Merge, some: list[Weights] = some, score: Callable[..., float] = score) -> Weights:
-            return max((merge(base, some, scale) for scale in SCALES), key=lambda merged: score(merged, "train"))
+        def best(merge: Merge, scales: list[float], some: list[Weights] = some, score: Any = score) -> float:
+            return score(max((merge(base, some, x) for x in scales), key=lambda merged: score(merged, "train")))
 
         found = {
             "base": score(base),
             "average": score(average(some)),
-            "task arithmetic, best scale": score(best(task_arithmetic)),
-            "TIES, best scale": score(best(ties)),
+            "task arithmetic, best scale": best(task_arithmetic, [x / n for x in SCALES]),
+            "TIES, best scale": best(ties, SCALES),
             "RegMean": score(regmean(some, own)),
-            "DAM, per tensor": score(dam(some, own, by_column=False)),
-            "DAM, per column": score(dam(some, own)),
-            "DAM, per column, no similarity term": score(dam(some, own, similarity=0.0)),
-            "DAM, per column, 32 images a task": score(dam(some, few)),
+            "DAM, per tensor": score(dam(base, some, own, replace(DAM, granularity="tensor"))),
+            "DAM, per column": score(dam(base, some, own)),
+            f"DAM, per column, {FEWER} images a task": score(dam(base, some, few)),
+            "DAM as published": score(dam(base, some, own, PUBLISHED)),
+            "DAM as published, no similarity term": score(dam(base, some, own, replace(PUBLISHED, similarity=0.0))),
             "experts": _mean(accuracy(weights, each.test) for weights, each in zip(some, tasks, strict=False)),
         }
         for row, value in found.items():
@@ -220,27 +226,57 @@ PROTOCOLS: dict[str, Protocol] = {
 }
 
 
+def work(protocol: str, seed: int, folder: Path | None) -> Rows:
+    """One protocol for one seed, on one thread: the same sums in the same order on every run."""
+    torch.set_num_threads(1)
+    return PROTOCOLS[protocol](seed, folder)
+
+
+def results(seeds: int, workers: int, folder: Path | None, kept: Path | None) -> dict[str, Rows]:
+    """Every protocol's rows for every seed; those that a JSON file holds are not made again, and others added to it."""
+    known: dict[str, Rows] = json.loads(kept.read_text("utf-8")) if kept and kept.exists() else {}
+    began = time.perf_counter()
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        asked = {
+            pool.submit(work, title, seed, folder): name
+            for seed in range(seeds)
+            for title in PROTOCOLS
+            if (name := f"{title}, seed {seed}") not in known
+        }
+        for each in as_completed(asked):
+            known[asked[each]] = each.result()
+            print(f"{asked[each]}: after {time.perf_counter() - began:.0f} s", flush=True)
+            if kept:
+                kept.write_text(json.dumps(known), encoding="utf-8")
+    return known
+
+
 def main() -> None:
-    """Run every protocol for every seed and write the tables."""
+    """Run every protocol for every seed, compare what the papers order, and write the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seeds", type=int, default=3, help="how many times all is repeated")
+    parser.add_argument("--seeds", type=int, default=8, help="how many times all is repeated")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes at once")
+    parser.add_argument("--results", type=Path, help="a JSON file to continue")
     parser.add_argument("--save", type=Path, help="gets the networks as model folders and the data as CSV files")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="gets digits.md and digits.png")
     options = parser.parse_args()
-    torch.set_num_threads(1)  # the same sums in the same order on every run
     try:
         fetch()
     except UnavailableError as error:
         sys.exit(str(error))
-    tables = []
-    for title, protocol in PROTOCOLS.items():
-        started, table = time.perf_counter(), Table(title)
+    found = results(options.seeds, options.workers, options.save, options.results)
+    tables, texts = [], []
+    for title in PROTOCOLS:
+        table = Table(title)
         for seed in range(options.seeds):
-            table.add(protocol(seed, options.save))
+            table.add(found[f"{title}, seed {seed}"])
         tables.append(table)
-        print(f"\n{table.markdown()}\n\n{time.perf_counter() - started:.0f} s", flush=True)
+        texts.append(table.markdown())
+        if options.seeds > 1:
+            texts.append(compared(table, ORDERINGS[title]))
+    print("", *texts, sep="\n\n")
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "digits.md").write_text("\n\n".join(table.markdown() for table in tables) + "\n", encoding="utf-8")
+    (options.out / "digits.md").write_text("\n\n".join(texts) + "\n", encoding="utf-8")
     plot(tables, options.out / "digits.png")
 
 

@@ -1,4 +1,4 @@
-"""Small networks on the digits: trained, turned, merged, corrected and measured in plain torch.
+"""Small networks on the digits: trained, turned, corrected and measured in plain torch.
 
 What is pure in mergetool is used as it is: `weight_matching` and `activation_matching` find the permutations,
 `goal`, `factors` and `fold` of `mergetool.facts.correction` make the corrections.
@@ -18,7 +18,7 @@ from digits_adapter import network
 from digits_data import Data, Task
 from safetensors.torch import load_file, save_file
 from torch.func import functional_call
-from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
+from torch.nn.functional import cross_entropy
 
 from mergetool.anatomy import Group, anatomy, axis_indices, symmetries, turned_array
 from mergetool.facts.correction import Moments, factors, fold, fold_into_reader, goal
@@ -150,93 +150,6 @@ def turned(weights: Weights, permutations: Any) -> Weights:
         indices = axis_indices(groups(), permutations, name, tuple(tensor.shape))
         result[name] = torch.from_numpy(turned_array(tensor.numpy(), indices).copy())
     return result
-
-
-# ------------------------------------------------------------------------------------------------------ merging
-
-
-def average(several: Sequence[Weights]) -> Weights:
-    """The plain mean."""
-    return {name: torch.stack([weights[name] for weights in several]).mean(0) for name in several[0]}
-
-
-def task_arithmetic(base: Weights, several: Sequence[Weights], scale: float) -> Weights:
-    """The base plus `scale` times the sum of the deltas."""
-    return {name: start + scale * sum(weights[name] - start for weights in several) for name, start in base.items()}
-
-
-def ties(base: Weights, several: Sequence[Weights], scale: float, density: float = 0.2) -> Weights:
-    """Trim each delta per tensor, elect a sign by mass, average those that agree."""
-    merged = {}
-    for name, start in base.items():
-        deltas = torch.stack([weights[name] - start for weights in several])
-        sizes = deltas.abs().flatten(1)
-        keep = max(1, round(density * sizes.shape[1]))
-        cut = sizes.kthvalue(sizes.shape[1] - keep + 1, dim=1).values
-        deltas = deltas * (deltas.abs() >= cut.view(-1, *[1] * start.dim()))
-        agree = (deltas.sign() == deltas.sum(0).sign()) & (deltas != 0)
-        merged[name] = start + scale * (deltas * agree).sum(0) / agree.sum(0).clamp(min=1)
-    return merged
-
-
-def regmean(several: Sequence[Weights], data: Sequence[Data], diagonal: float = 0.9) -> Weights:
-    """W = Σ Wᵢ Gᵢ (Σ Gᵢ)⁻¹, Gᵢ = XᵢᵀXᵢ of what the layer reads, off-diagonals times `diagonal`; biases averaged."""
-    merged = average(several)
-    for layer in [*LAYERS, "head"]:
-        above, below = 0.0, 0.0
-        for weights, own in zip(several, data, strict=True):
-            x = reads(weights, layer, own.x).double()
-            gram = x.T @ x
-            gram = diagonal * gram + (1 - diagonal) * gram.diagonal().diag()
-            above, below = above + weights[f"{layer}.weight"].double() @ gram, below + gram
-        ridge = 1e-6 * below.diagonal().mean() * torch.eye(len(below), dtype=torch.float64)
-        merged[f"{layer}.weight"] = torch.linalg.solve(below + ridge, above.T).T.float()
-    return merged
-
-
-def dam(
-    several: Sequence[Weights],
-    data: Sequence[Data],
-    *,
-    by_column: bool = True,
-    similarity: float = 0.01,
-    steps: int = 200,
-    rate: float = 1e-2,
-    temperature: float = 2.0,
-) -> Weights:
-    """DAM on full weights: W = Σ Wᵢ diag(cᵢ), trained so that the merge says of each task what its expert says."""
-    matrices = [name for name, tensor in several[0].items() if tensor.dim() == 2]
-    shapes = {name: (tensor.shape[1] if by_column else 1,) for name, tensor in several[0].items() if tensor.dim() == 2}
-    shapes |= {name: (1,) for name in several[0] if name not in shapes}
-    stacks = {name: torch.stack([weights[name] for weights in several]) for name in shapes}
-    coefficients = {name: torch.full((len(several), *shape), 1 / len(several)) for name, shape in shapes.items()}
-    optimizer = torch.optim.AdamW([c.requires_grad_() for c in coefficients.values()], lr=rate, weight_decay=0.0)
-
-    def merged() -> Weights:
-        return {
-            name: (stack * (coefficients[name][:, None] if stack.dim() == 3 else coefficients[name])).sum(0)
-            for name, stack in stacks.items()
-        }
-
-    with torch.no_grad():
-        teachers = [
-            softmax(logits(weights, own.x) / temperature, 1) for weights, own in zip(several, data, strict=True)
-        ]
-    draw = torch.Generator().manual_seed(0)
-    for _ in range(steps):
-        weights, loss = merged(), torch.zeros(())
-        for own, teacher in zip(data, teachers, strict=True):
-            rows = torch.randint(len(own.x), (32,), generator=draw)
-            said = log_softmax(logits(weights, own.x[rows]) / temperature, 1)
-            loss = loss + temperature**2 * kl_div(said, teacher[rows], reduction="batchmean")
-        for name in matrices if similarity and by_column else []:
-            unit = torch.nn.functional.normalize(coefficients[name], dim=1)
-            above = torch.triu_indices(len(several), len(several), 1)
-            loss = loss + similarity * (unit @ unit.T)[above[0], above[1]].mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return {name: tensor.detach() for name, tensor in merged().items()}
 
 
 # --------------------------------------------------------------------------------------------------- correction

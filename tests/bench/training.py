@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .checkpoints import SIZES, make, shapes, weights
+from .measure import run
 from .work import ROOT
 
 FOLDER = Path(os.environ.get("MERGETOOL_BENCH") or Path.home() / ".cache" / "mergetool" / "bench")
@@ -104,13 +105,12 @@ def memory(sources: int) -> str:
     return f"| {sources} | {shown} | {found['peak'] / model:.2f} | {found['seconds']:.0f} s |"
 
 
-def example() -> float:
-    """Seconds of the bundled example from nothing, start-up and all."""
+def example() -> str:
+    """How long the bundled example takes from nothing, start-up and all."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "mergetool.cli", "run", str(EXAMPLE), "--output", f"{folder}/merged"]
-        began = time.perf_counter()
-        subprocess.run(command, capture_output=True, check=True, env={**os.environ, "MERGETOOL_CACHE": folder})
-        return time.perf_counter() - began
+        command = [sys.executable, "-m", "mergetool.cli", "run", str(EXAMPLE), f"{folder}/merged"]
+        cost = run(command, {"MERGETOOL_CACHE": folder})
+    return f"{cost.wall:.0f} s, {cost.user + cost.system:.0f} s of processors' time"
 
 
 def main() -> None:
@@ -124,7 +124,7 @@ def main() -> None:
         print(json.dumps(trained(options.child)))
         return
     if not options.no_example:
-        print(f"examples/dam.yaml: {example():.0f} s", flush=True)
+        print(f"examples/dam.yaml: {example()}", flush=True)
     head = ["sources", "a model in float32", "1.5 models + a layer of all", "stated by the plan", "peak", "models"]
     print(f"| {' | '.join([*head, 'seconds'])} |\n|{'---|' * (len(head) + 1)}")
     for sources in options.sources:

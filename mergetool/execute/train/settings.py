@@ -59,7 +59,7 @@ class Settings:
     l1: float = 0.0
     l2: float = 0.0
     steps: int = 200
-    learning_rate: float = 0.1
+    learning_rate: float = 0.3
     schedule: Schedule = "cosine"
     warmup: float = 0.05
     clip: float = 1.0
