@@ -29,6 +29,7 @@ from .work import RECIPES, ROOT, Bench
 
 HELP = {
     "compare": "mergekit, mergetool and the floor (what is measured if nothing else is asked for)",
+    "profile": "seconds of processor time by what they are spent on",
     "kernels": "nanoseconds for an element, every kernel",
     "scaling": "1.1 B, 4 B and one tensor of half a billion weights",
     "workers": "one, two and three workers",

@@ -12,10 +12,11 @@ from textwrap import fill
 from types import ModuleType
 from typing import Any
 
-from . import compare, kernels, scaling, small, workers
+from . import compare, kernels, profile, scaling, small, workers
 
 SECTIONS: Mapping[str, tuple[str, ModuleType]] = {
     "compare": ("Against mergekit and against the floor", compare),
+    "profile": ("Where the time goes", profile),
     "kernels": ("Kernels", kernels),
     "scaling": ("Larger models", scaling),
     "workers": ("Workers", workers),

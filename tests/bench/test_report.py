@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from . import compare, kernels, markdown, report, scaling, small, workers
+from . import compare, kernels, markdown, profile, report, scaling, small, workers
 from .__main__ import command, parser, wanted
 from .work import RECIPES, ROOT, Bench, Work, rotated
 
@@ -264,3 +264,18 @@ def test_the_comparison_runs_mergekit_warm_and_as_often_as_asked(monkeypatch, tm
     assert ("ties scope model", "mergekit", "warm") not in order
     assert [len(costs["mergetool cold"]) for costs in found["costs"].values()] == [3, 3]
     assert compare.page(found)
+
+
+def test_a_profile_says_what_bounds_a_run():
+    parts = {"combining": 2.0, "looking": 1.0, "reading": 0.5, "writing": 0.2, "digests": 0.1}
+    runs = [{**parts, "all": whole, "wall": 2.2} for whole in (4.1, 4.2, 9.0)]
+    text = profile.page({"settings": {"cores": 2}, "seconds": {"ties": runs}})
+    assert cells(text, "`ties`") == [["2.00", "1.00", "0.50", "0.20", "0.10", "0.40", "4.20", "2.10", "2.20", "95 %"]]
+
+
+def test_time_is_told_by_what_it_is_spent_on():
+    clock = profile.Clock()
+    twice = clock.makes("looking", lambda factor: clock.timed("combining", lambda x: factor * x))
+    assert twice(2)(21) == 42
+    assert set(clock.seconds) == {"combining", "looking"}
+    assert all(seconds >= 0 for seconds in clock.seconds.values())
