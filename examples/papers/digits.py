@@ -254,7 +254,7 @@ def results(seeds: int, workers: int, folder: Path | None, kept: Path | None) ->
 def main() -> None:
     """Run every protocol for every seed, compare what the papers order, and write the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seeds", type=int, default=8, help="how many times all is repeated")
+    parser.add_argument("--seeds", type=int, default=6, help="how many times all is repeated")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes at once")
     parser.add_argument("--results", type=Path, help="a JSON file to continue")
     parser.add_argument("--save", type=Path, help="gets the networks as model folders and the data as CSV files")

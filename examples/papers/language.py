@@ -198,7 +198,7 @@ def plot(every: Sequence[Row], path: Path) -> None:
     axis.axvline(1, color="black", linewidth=0.8)
     axis.invert_yaxis()
     axis.set_xlabel("recovered of the specialists' gain, test texts")
-    axis.legend(fontsize=8, loc="lower right")
+    axis.legend(fontsize=8, loc="upper right")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
