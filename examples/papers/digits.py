@@ -5,8 +5,8 @@
 Trains small networks on changed digits, turns, merges and corrects them with mergetool, prints a table for each
 protocol and writes them to digits.md and digits.png beside this file. Everything is repeated for each seed; tables
 give the mean and the standard deviation over seeds, and beside them is what differs between two rows seed by seed
-(`digits_orderings.py`). `--save FOLDER` keeps the networks and the data as folders and
-CSV files, which recipes can read through `digits_adapter.py`. Needs torch, and matplotlib for the plot.
+(`digits_orderings.py`). `--save FOLDER` keeps the networks and the data as folders and CSV files, which recipes can
+read through `digits_adapter.py`.
 """
 
 from __future__ import annotations

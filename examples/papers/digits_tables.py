@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,10 +43,8 @@ def _cell(values: list[float]) -> str:
 
 def plot(tables: list[Table], path: Path) -> None:
     """Bars of every table's accuracies, the mean over its columns, whiskers of a standard deviation over seeds."""
-    try:
-        import matplotlib as mpl
-    except ImportError:
-        sys.exit("the tables are written; the plot needs matplotlib (pip install matplotlib)")
+    import matplotlib as mpl
+
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 

@@ -13,8 +13,8 @@ import click
 def command(folder: Path, output: Path) -> None:
     """Draw the report of a merge again, from its numbers.
 
-    FOLDER is a merged model whose run left a report: all that turned, measured or trained something first. The
-    page and the pictures are written to the folder OUTPUT; the model's own stay as they are.
+    FOLDER is a merged model whose run left a report: all that turned, measured, trained, tried or corrected
+    something first. The page and the pictures are written to the folder OUTPUT; the model's own stay as they are.
 
     \b
     Example:

@@ -188,7 +188,6 @@ class _Correcting:
         plan = self.sources.plan
         return {
             "merged": self.sources.made_by(plan.jobs, self.known),
-            "soup": None if self.known.shares is None else sorted(self.known.shares.items()),
             "lender": self.sources.made_of(plan.lender),
             "config": dict(self.correction.outputs.config),
             "data": self._digests(plan.tokenizer),

@@ -167,9 +167,11 @@ def _to_folder(checkpoint: Checkpoint, found: _File, output: Path) -> None:
     names = {name for name, _, _ in layout}
     if missing := sorted(found.names - names):
         raise PlanError(f"has no `{missing[0]}`, which is corrected", checkpoint.label, "name the merged model")
-    for name, _, shape in layout:
+    for name, dtype, shape in layout:
         if name in found.names:
             _fits(found, name, shape)
+            if dtype.name not in READABLE:
+                raise PlanError(f"`{name}` is {dtype.name}, which cannot be corrected", checkpoint.label)
     if output.exists():
         raise OutputRefused("exists already", str(output), "choose another output")
     partial = output.with_name(f".{output.name}.partial")
@@ -203,23 +205,23 @@ def _layout(checkpoint: Checkpoint, found: _File) -> Iterator[tuple[str, DType, 
 
 
 def _write(checkpoint: Checkpoint, found: _File, entry: Entry, writer: Writer) -> None:
-    """Write a tensor, corrected if it is to be, a tile at a time."""
+    """Write a tensor a tile at a time: corrected if it is to be, else its bytes as they are."""
+    for start, raw in _tiles(checkpoint, entry):
+        if entry.name in found.names:
+            values = widen(raw, entry.dtype.name)
+            found.of(entry.name, values, entry.shape, start)
+            raw = narrow(values, entry.dtype.name)
+        writer.write(raw, entry.start + start * entry.dtype.bits // 8)
+
+
+def _tiles(checkpoint: Checkpoint, entry: Entry) -> Iterator[tuple[int, NDArray[Any]]]:
+    """What the model has of a tensor, and where each tile begins; zeros of a bias that it lacks."""
+    spans = [(start, min(start + _TILE, entry.size)) for start in range(0, entry.size, _TILE)]
     ref = checkpoint.tensors.get(entry.name)
-    if ref is not None and entry.name not in found.names:
-        with Reader(checkpoint.file(ref.file), checkpoint.headers.get(ref.file)) as reader:
-            own = Entry(ref.name, ref.dtype, ref.shape, ref.start, ref.start + ref.nbytes)
-            writer.write(np.ascontiguousarray(reader.read(own)), entry.start)
+    if ref is None:
+        yield from ((start, np.zeros(stop - start, entry.dtype.storage)) for start, stop in spans)
         return
-    if entry.dtype.name not in READABLE:
-        raise PlanError(f"`{entry.name}` is {entry.dtype.name}, which cannot be corrected", checkpoint.label)
-    for start in range(0, entry.size, _TILE):
-        stop = min(start + _TILE, entry.size)
-        values = np.zeros(stop - start) if ref is None else _tile(checkpoint, ref, start, stop)
-        found.of(entry.name, values, entry.shape, start)
-        writer.write(narrow(values, entry.dtype.name), entry.start + start * entry.dtype.storage.itemsize)
-
-
-def _tile(checkpoint: Checkpoint, ref: Any, start: int, stop: int) -> NDArray[np.float64]:
     with Reader(checkpoint.file(ref.file), checkpoint.headers.get(ref.file)) as reader:
         own = Entry(ref.name, ref.dtype, ref.shape, ref.start, ref.start + ref.nbytes)
-        return widen(reader.read(own, start, stop), ref.dtype.name)
+        for start, stop in spans:
+            yield start, reader.read(own, start, stop)

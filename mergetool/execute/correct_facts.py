@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-from mergetool.execute.fact_folder import Facts
+from mergetool.execute.fact_folder import Facts, mapped
 from mergetool.execute.fact_making import Making
 from mergetool.facts.correction import Edit
 from mergetool.plan import Job
-from mergetool.storage.header import read_header
-from mergetool.storage.reader import Reader
 
 ABOUT = "correction"
 """The key in the metadata of a task's file that says what is in it, as JSON."""
@@ -25,17 +23,8 @@ def arrays_of(folder: Facts | Making) -> dict[str, NDArray[Any]]:
     Raises:
         CheckpointError: a file is damaged.
     """
-    files: set[Path] = (
-        {file for file, _ in folder.entries.values()}
-        if isinstance(folder, Facts)
-        else {folder.path / file for file in folder.steps.values()}
-    )
-    found: dict[str, NDArray[Any]] = {}
-    for file in sorted(files):
-        with Reader(file) as reader:
-            for name, entry in read_header(file).entries.items():
-                found[name] = reader.read(entry).reshape(entry.shape)
-    return found
+    entries = (folder if isinstance(folder, Facts) else folder.done).entries
+    return {name: np.array(mapped(file, entry)) for name, (file, entry) in entries.items()}
 
 
 def edits_of(folder: Facts | Making, jobs: Mapping[str, Job]) -> dict[str, Edit]:

@@ -23,7 +23,7 @@ from mergetool.errors import CheckpointError
 from mergetool.storage.header import Entry, read_header
 from mergetool.storage.reader import Reader
 
-FORMAT = 1
+FORMAT = 2
 """Changes whenever the code makes other facts of the same data."""
 ABOUT = "facts.json"
 """What the facts are and what they were measured from."""

@@ -72,7 +72,7 @@ def measure_in_sequence(
         "models": [sources.made_of(source) for source in own],
         "lender": sources.made_of(plan.lender),
         "data": [[each.digest for each in every] for every in samples],
-        "jobs": sources.made_by([job for job in plan.jobs if job.method], known, dtypes=False),
+        "jobs": sources.made_by(plan.jobs, known, dtypes=False),
     }
     label = ", ".join(plan.sources[source].label for source in own)
     with facts_folder(KIND, made_of, root, label) as found:

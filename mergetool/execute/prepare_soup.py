@@ -104,7 +104,7 @@ class Tasting:
     def made_of(self) -> dict[str, Any]:
         """What decides the scores: models, data, and all that the plan's jobs make of the rest of a model."""
         plan = self.candidate(range(len(self.own)))
-        others = [job for job in plan.jobs if job.method and CHOSEN not in wanted(job).values()]
+        others = [job for job in plan.jobs if CHOSEN not in wanted(job).values()]
         return {
             "models": [self.sources.made_of(source) for source in self.own],
             "lender": self.sources.made_of(plan.lender),

@@ -5,21 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from mergetool.checkpoint import hub
 from mergetool.errors import CheckpointError, MergetoolError
-from mergetool.plan import Job, Plan, build
-from mergetool.plan.stages import wanted
-from mergetool.plan.tasks import of_task
-from mergetool.publish import PROVENANCE, PROVENANCE_FORMAT, RECIPE, header_digest, read_local
-from mergetool.publish.loadable import CannotTell, first_line, misfits
-from mergetool.publish.privacy import Privacy
-from mergetool.recipe import Recipe, load
+from mergetool.execute.verify_again import again
+from mergetool.publish import PROVENANCE, PROVENANCE_FORMAT, header_digest
+from mergetool.publish.loadable import CannotTell, misfits
 from mergetool.storage.digest import file_digest, tensor_digest
 from mergetool.storage.header import Header, read_header
 from mergetool.storage.reader import Reader
@@ -208,100 +201,9 @@ def _config(folder: Path, headers: Mapping[str, Header]) -> tuple[bool, str]:
     return not wrong, _said(wrong, "transformers has a place of that shape for every tensor")
 
 
-def _again(
-    folder: Path,
-    record: Mapping[str, Any],
-    headers: Mapping[str, Header],
-    sample: int,
-    device: str,
-    recipe_folder: Path | None,
-    trust_code: bool,
-) -> tuple[bool, str]:
-    from mergetool.execute import compute
-
-    if sample < 1:
-        return True, f"{SKIPPED}no tensor is to be made again"
+def _again(folder: Path, record: Mapping[str, Any], headers: Mapping[str, Header], *how: Any) -> tuple[bool, str]:
     try:
-        recipe = _recipe(folder, record, recipe_folder)
-        if recipe is None:
-            return True, f"{SKIPPED}nothing here says where the sources are; give --recipe-folder"
-        plan = build(recipe)
-        plan = of_task(plan, record["task"]) if record.get("task") else plan
-    except (OSError, MergetoolError) as error:
-        return True, f"{SKIPPED}the plan cannot be built again: {first_line(error)}"
-    if changed := _changed(plan, record):
-        return True, f"{SKIPPED}not the sources that it was made from: {changed}"
-    if changed := _other_data(plan, record):
-        return True, f"{SKIPPED}not the data that it was made with: {changed}"
-    if recipe.calibration is not None and recipe.calibration.adapter is not None and not trust_code:
-        fix = "read it, and add --trust-code if you trust it"
-        return True, f"{SKIPPED}the recipe's adapter {recipe.calibration.adapter} is code; {fix}"
-    held = {name: (file, entry) for file, header in headers.items() for name, entry in header.entries.items()}
-    wrong, made = [], 0
-    for job in chosen(plan.jobs, sample):
-        if job.name not in held:
-            continue
-        if absent := _absent(plan, job):
-            return True, f"{SKIPPED}{absent}"
-        file, entry = held[job.name]
-        made += 1
-        if (entry.dtype, entry.shape) != (job.dtype, job.shape):
-            is_, said = (f"{x.dtype.name} {list(x.shape)}" for x in (entry, job))
-            wrong.append(f"`{job.name}` is {is_} and comes out as {said}")
-            continue
-        # What is known of the whole model needs all the jobs; any other tensor only its own sources' files.
-        together = job.facts or wanted(job) or job.corrected is not None
-        result = compute(plan if together else replace(plan, jobs=(job,)), job, device, trust_code)
-        with Reader(folder / file) as reader:
-            stored = reader.read(entry)
-        if not np.array_equal(stored.view(np.uint8), np.asarray(result).view(np.uint8)):
-            wrong.append(f"`{job.name}` comes out otherwise")
-    return not wrong, _said(wrong, f"{made} of {len(plan.jobs)} tensors made again, the same bytes")
-
-
-def _recipe(folder: Path, record: Mapping[str, Any], recipe_folder: Path | None) -> Recipe | None:
-    """The recipe to make tensors again by; None where it would name local sources without their place."""
-    local = read_local(folder)
-    if local is not None:
-        return replace(load(local.text.encode()), folder=recipe_folder or local.recipe_folder)
-    if recipe_folder is None and not all(source.get("repo") for source in record["sources"]):
-        return None
-    return replace(load((folder / RECIPE).read_bytes()), folder=recipe_folder)
-
-
-def _changed(plan: Plan, record: Mapping[str, Any]) -> str:
-    """The first source whose headers or commit are not those on record."""
-    names = Privacy.of(plan).names
-    for source, stated in zip(plan.sources, record["sources"], strict=False):
-        found = {name: header_digest(header) for name, header in source.checkpoint.headers.items()}
-        said = {name: weights["header"] for name, weights in stated["weights"].items()}
-        if (names[source.label], source.checkpoint.commit, found) != (stated["label"], stated["commit"], said):
-            return names[source.label]
-    return ""
-
-
-def _other_data(plan: Plan, record: Mapping[str, Any]) -> str:
-    """The first data whose content or settings are not those on record."""
-    stated = record.get("data", plan.data)
-    return next((name for name, found in plan.data.items() if stated.get(name) != found), "")
-
-
-def _absent(plan: Plan, job: Job) -> str:
-    """Which source of a job would have to be downloaded first."""
-    for read in (*job.reads, *job.compare):
-        source = plan.sources[read.source].checkpoint
-        if source.repo and source.commit and not hub.cached_file(source.repo, source.commit, read.tensor.file):
-            return f"{source.label} is not in the local cache"
-    return ""
-
-
-def chosen(jobs: Sequence[Job], count: int) -> list[Job]:
-    """Some jobs, the same every time: the first, the largest, and others at equal distances over methods and sizes."""
-    if not jobs or count < 1:
-        return []
-    order = sorted(range(len(jobs)), key=lambda i: (jobs[i].method, jobs[i].size, i))
-    largest = max(range(len(jobs)), key=lambda i: (jobs[i].bytes_written, -i))
-    spread = [order[round(k * (len(order) - 1) / max(1, count - 1))] for k in range(count)]
-    picked = list(dict.fromkeys((0, largest, *spread)))[:count]
-    measured = [i for i in picked if jobs[i].facts]
-    return [jobs[i] for i in picked if i not in measured[1:]]
+        wrong, good = again(folder, record, headers, *how)
+    except CannotTell as why:
+        return True, f"{SKIPPED}{why}"
+    return not wrong, _said(wrong, good)

@@ -10,20 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from mergetool.kernels.backend import BLOCK, THRESHOLDS, Array, Layout, measure_names
+from mergetool.kernels.backend import BLOCK, Array, Layout, measure_names
+from mergetool.kernels.calling import HEAD, KINDS, address, addresses, filled, tiles_of
+from mergetool.kernels.magnitudes import above, between
 from mergetool.kernels.objects import Entry, entry, once, ready
 from mergetool.kernels.text import called, plain
 
 __all__ = ["above", "between", "combine", "ready", "sums"]
 
-HEAD = '''"""{title}, generated from its text; do not edit."""
-
-from mergetool.kernels.prelude import *  # noqa: F403
-
-
-'''
-KINDS = {"F64": "f64*", "F32": "f32*", "BF16": "u16*", "F16": "u16*", "F8_E4M3": "u8*", "F8_E5M2": "u8*"}
-"""How the raw elements of each dtype are read."""
 PIECE = 2048
 """Coordinates for which random numbers are drawn at once, so that they stay in the nearest cache."""
 WORDS = PIECE // 2 + 1
@@ -39,11 +33,6 @@ def _functions(function: Callable[..., Any], count: int, keep: tuple[str, ...] |
 
 def _compiled(source: str) -> str:
     return f'@njit(error_model="numpy", forceinline=True)\n{source}\n'
-
-
-def _tiles(layout: Layout) -> list[str]:
-    """The kinds of all tiles that a kernel reads."""
-    return [*(KINDS[dtype] for dtype in layout.inputs), *["f32*"] * (len(layout.extras) * layout.sources)]
 
 
 def _load_inputs(layout: Layout, tensors: tuple[str, ...]) -> list[str]:
@@ -123,36 +112,6 @@ def _flat(values: Sequence[Any]) -> Array:
     return np.array(flat, np.float64)
 
 
-def _address(array: Array, kind: str, size: int) -> int:
-    """Where an array lies, whose elements are as a kernel takes them for granted.
-
-    Raises:
-        ValueError: they are not.
-    """
-    wanted = np.dtype(kind[0] + str(int(kind[1:-1]) // 8))
-    if array.dtype != wanted or array.size < size or not array.flags.c_contiguous:
-        raise ValueError(f"a kernel takes {size} elements of {wanted} in a row, not {array.size} of {array.dtype}")
-    place: int = array.__array_interface__["data"][0]
-    return place
-
-
-def _addresses(arrays: Sequence[Array], kinds: Sequence[str], size: int) -> list[int]:
-    return [_address(array, kind, size) for array, kind in zip(arrays, kinds, strict=True)]
-
-
-def _write(text: str, **parts: str | int | Sequence[str]) -> str:
-    """Fill a text; a part that is several lines stands alone on its own, whose indentation all of them get."""
-    lines = []
-    for line in text.split("\n"):
-        name = line.strip().removeprefix("{").removesuffix("}")
-        part = parts.get(name) if line.strip() == f"{{{name}}}" else None
-        if part is None or isinstance(part, str | int):
-            lines.append(line.format(**parts) if "{" in line else line)
-        else:
-            lines += [line[: len(line) - len(line.lstrip())] + each for each in part]
-    return "\n".join(lines)
-
-
 COMBINE = """
 def kernel(start, size, {tiles}, out, keys, pairs, words, numbers):
     {numbers}
@@ -184,7 +143,7 @@ def combine(
         arguments: the parameters the text uses, scalars or tuples with one value for each source.
         layout: the dtypes.
     """
-    tiles, out_kind = _tiles(layout), KINDS[layout.output]
+    tiles, out_kind = tiles_of(layout), KINDS[layout.output]
 
     @once
     def compiled(kinds: tuple[Kind, ...]) -> Entry:
@@ -195,8 +154,8 @@ def combine(
     def run(start: int, inputs: Sequence[Array], out: Array, keys: Sequence[Any], *rest: Any) -> int:
         kernel = compiled(tuple(_kind(value) for value in rest))
         numbers, drawn = _flat(rest), _Drawn(layout, tensors, keys)
-        places = _addresses(inputs, tiles, out.size)
-        return kernel(start, out.size, *places, _address(out, out_kind, 0), *drawn.places, _address(numbers, "f64*", 0))
+        places = addresses(inputs, tiles, out.size)
+        return kernel(start, out.size, *places, address(out, out_kind, 0), *drawn.places, address(numbers, "f64*", 0))
 
     return run
 
@@ -210,9 +169,9 @@ def _combine_text(
 ) -> str:
     strange = [f"strange_{layout.output}(result)", *(f"strange_{d}(x{i}[k])" for i, d in enumerate(layout.inputs))]
     text = HEAD.format(title=function.__name__) + _functions(function, layout.sources, arguments)
-    return text + _write(
+    return text + filled(
         COMBINE,
-        tiles=", ".join(f"x{i}" for i in range(len(_tiles(layout)))),
+        tiles=", ".join(f"x{i}" for i in range(len(tiles_of(layout)))),
         numbers=tuple(_numbers((*measure_names(tensors, layout.extras), *arguments), kinds)),
         piece=PIECE if "chance" in tensors else BLOCK,
         draws=_draws(layout, tensors),
@@ -233,8 +192,8 @@ class _Drawn:
     @property
     def places(self) -> tuple[int, int, int]:
         """The keys; the room by pairs of draws, and the same room by draws."""
-        room = _address(self._room, "u64*", 0)
-        return _address(self._keys, "u64*", 0), room, room
+        room = address(self._room, "u64*", 0)
+        return address(self._keys, "u64*", 0), room, room
 
 
 SUMS = """
@@ -272,13 +231,13 @@ def sums(
 
     The kernel fills ``partial``, float64 of shape [blocks, terms], with the sums over each :data:`BLOCK` of the tile.
     """
-    tiles = _tiles(layout)
+    tiles = tiles_of(layout)
     lanes = LANES >> max(2, (terms - 1).bit_length())  # few enough of many terms to stay in the nearest cache
 
     @once
     def compiled(kinds: tuple[Kind, ...]) -> Entry:
         text = HEAD.format(title=function.__name__) + _functions(function, layout.sources, arguments)
-        text += _write(
+        text += filled(
             SUMS,
             tiles=", ".join(f"x{i}" for i in range(len(tiles))),
             numbers=tuple(_numbers(arguments, kinds)),
@@ -296,107 +255,8 @@ def sums(
         kernel = compiled(tuple(_kind(value) for value in values))
         size, numbers, drawn = inputs[0].size, _flat(values), _Drawn(layout, tensors, keys)
         side = np.empty(terms * lanes)
-        result = _address(partial, "f64*", -(-size // BLOCK) * terms), _address(side, "f64*", 0)
-        places = _addresses(inputs, tiles, size)
-        kernel(start, size, *places, *result, *drawn.places, _address(numbers, "f64*", 0))
-
-    return run
-
-
-ABOVE = """
-def kernel(size, {tiles}, thresholds, counts):
-    for start in range(0, size, {piece}):
-        stop = start + {piece} if start + {piece} < size else size
-        {sources}
-    return 0
-"""
-ABOVE_SOURCE = """
-{zero}
-{cuts}
-for k in range(start, stop):
-    bits = {bits}
-    {count}
-{add}
-"""
-BETWEEN = """
-def kernel(size, room, {tiles}, low, high, found, used):
-    {sources}
-    return 0
-"""
-BETWEEN_SOURCE = """
-lowest = low[{j}]
-width = u32(high[{j}] - lowest)
-taken = used[{j}]
-for start in range(0, size, {piece}):
-    stop = start + {piece} if start + {piece} < size else size
-    hits = u32(0)
-    for k in range(start, stop):
-        bits = {bits}
-        hits = u32(hits + u32(u32(bits - lowest) < width))
-    if hits > u32(0):
-        for k in range(start, stop):
-            bits = {bits}
-            if u32(bits - lowest) < width and taken < room:
-                found[{j} * room + taken] = bits
-                taken += 1
-used[{j}] = taken
-"""
-
-
-def _magnitude(layout: Layout, source: int) -> str:
-    """The bits of a delta's magnitude as float32.
-
-    The difference of two floats that float32 holds is the same whether it is rounded to float32 at once or by way
-    of float64, whose rounding never lands half-way between two float32; so only float64 inputs need the detour.
-    """
-    pair = layout.inputs[source], layout.inputs[0]
-    load = "widen" if "F64" in pair else "single"
-    return f"f32(abs({load}_{pair[0]}(x{source}[k]) - {load}_{pair[1]}(x0[k]))).view(u32)"
-
-
-@once
-def above(layout: Layout, count: int = THRESHOLDS) -> Callable[..., None]:
-    """Compile ``above(inputs, thresholds, counts)``: as :meth:`mergetool.kernels.backend.Backend.above`."""
-    cuts = range(count)
-    lines: list[str] = []
-    for i in range(1, len(layout.inputs)):
-        lines += _write(
-            ABOVE_SOURCE.strip(),
-            zero="; ".join(f"c{n} = u32(0)" for n in cuts),
-            cuts="; ".join(f"t{n} = thresholds[{(i - 1) * count + n}]" for n in cuts),
-            bits=_magnitude(layout, i),
-            count=[f"c{n} = u32(c{n} + u32(bits >= t{n}))" for n in cuts],
-            add="; ".join(f"counts[{(i - 1) * count + n}] += c{n}" for n in cuts),
-        ).split("\n")
-    tiles = _tiles(layout)
-    named = ", ".join(f"x{i}" for i in range(len(tiles)))
-    text = HEAD.format(title="above") + _write(ABOVE, tiles=named, piece=4096, sources=lines)
-    kernel = entry("above", text, ["i64", *tiles, "u32*", "i64*"])
-
-    def run(inputs: Sequence[Array], thresholds: Array, counts: Array) -> None:
-        size, wide, given = inputs[0].size, layout.sources * count, np.ascontiguousarray(thresholds)
-        places = _addresses(inputs, tiles, size)
-        kernel(size, *places, _address(given, "u32*", wide), _address(counts, "i64*", wide))
-
-    return run
-
-
-@once
-def between(layout: Layout) -> Callable[..., None]:
-    """Compile ``between(inputs, low, high, found, used)``: as :meth:`mergetool.kernels.backend.Backend.between`."""
-    lines: list[str] = []
-    for i in range(1, len(layout.inputs)):
-        filled = _write(BETWEEN_SOURCE.strip(), j=i - 1, piece=64, bits=_magnitude(layout, i))
-        lines += filled.split("\n")
-    tiles = _tiles(layout)
-    named = ", ".join(f"x{i}" for i in range(len(tiles)))
-    text = HEAD.format(title="between") + _write(BETWEEN, tiles=named, sources=lines)
-    kernel = entry("between", text, ["i64", "i64", *tiles, "u32*", "u32*", "u32*", "i64*"])
-
-    def run(inputs: Sequence[Array], low: Array, high: Array, found: Array, used: Array) -> None:
-        size, count, room = inputs[0].size, layout.sources, found.shape[1]
-        bounds = _address(low, "u32*", count), _address(high, "u32*", count)
-        places = _address(found, "u32*", count * room), _address(used, "i64*", count)
-        kernel(size, room, *_addresses(inputs, tiles, size), *bounds, *places)
+        result = address(partial, "f64*", -(-size // BLOCK) * terms), address(side, "f64*", 0)
+        places = addresses(inputs, tiles, size)
+        kernel(start, size, *places, *result, *drawn.places, address(numbers, "f64*", 0))
 
     return run

@@ -13,6 +13,7 @@ from mergetool.checkpoint.checkpoint import Checkpoint
 from mergetool.methods import METHODS, Method
 from mergetool.plan import Plan, Source
 from mergetool.plan.correction import CORRECTIONS, HEADS
+from mergetool.plan.stages import TRAINED, wanted
 from mergetool.publish.origins import hub_ids, licence
 from mergetool.publish.page import NUMBERS, PAGE
 from mergetool.publish.privacy import Privacy, folder_name
@@ -92,7 +93,9 @@ def _title(plan: Plan) -> str:
 def _summary(plan: Plan) -> str:
     count = len(plan.sources)
     models = f"a merge of {count} models" if count > 1 else "made from one model"
-    return f"{models} by {METHODS[plan.recipe.merge_method].title}, nothing trained"
+    trained = any(TRAINED in wanted(job).values() for job in plan.jobs)
+    how = "its coefficients trained, no weight" if trained else "nothing trained"
+    return f"{models} by {METHODS[plan.recipe.merge_method].title}, {how}"
 
 
 def _method(method: Method) -> str:

@@ -12,7 +12,7 @@ from mergetool.storage.header import Header
 
 
 class CannotTell(Exception):
-    """Why it cannot be known here whether the tensors fit the config."""
+    """Why it cannot be known here whether a model folder is as it should be."""
 
 
 def misfits(folder: Path, headers: Mapping[str, Header]) -> list[str]:

@@ -256,7 +256,9 @@ def test_the_report_is_on_record_and_on_the_card(outputs):
         record = json.loads((output / "provenance.json").read_text())
         assert set(report_of(output)) <= set(record["files"])
         assert "matplotlib" in record["versions"]
-        linked = re.findall(r"!\[.+\]\((.+)\)", (output / "README.md").read_text())
+        card = (output / "README.md").read_text()
+        assert ("its coefficients trained, no weight" in card) == (method == "dam") != ("nothing trained" in card)
+        linked = re.findall(r"!\[.+\]\((.+)\)", card)
         assert linked == [f"report/{name}.png" for name in numbers(output)]
         assert all((output / name).exists() for name in linked)
         assert verify(output, sample=1).ok

@@ -7,7 +7,8 @@ import pytest
 from publish.models import RECIPE, merged, three
 
 from mergetool.errors import CheckpointError
-from mergetool.execute.verify import chosen, verify
+from mergetool.execute.verify import verify
+from mergetool.execute.verify_again import chosen
 from mergetool.storage.digest import file_digest
 from mergetool.storage.header import read_header
 
@@ -259,7 +260,7 @@ def test_nothing_is_downloaded_to_make_a_tensor_again(tmp_path, monkeypatch):
     commit = "0123456789abcdef0123456789abcdef01234567"
     remote = replace(done.plan.sources[1].checkpoint, repo="org/one", commit=commit, path=None)
     sources = (done.plan.sources[0], replace(done.plan.sources[1], checkpoint=remote), done.plan.sources[2])
-    monkeypatch.setattr("mergetool.execute.verify.build", lambda recipe: replace(done.plan, sources=sources))
+    monkeypatch.setattr("mergetool.execute.verify_again.build", lambda recipe: replace(done.plan, sources=sources))
     monkeypatch.setattr("mergetool.checkpoint.hub.cached_file", lambda repo, commit, name: None)
     assert checks(done.folder)["sources"].detail == "skipped: not the sources that it was made from: one"
     path = done.folder / "provenance.json"

@@ -1,0 +1,55 @@
+"""How generated kernels are written and called: a text filled with lines, arrays handed over as addresses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mergetool.kernels.backend import Array, Layout
+
+HEAD = '''"""{title}, generated from its text; do not edit."""
+
+from mergetool.kernels.prelude import *  # noqa: F403
+
+
+'''
+"""How every kernel's module begins."""
+KINDS = {"F64": "f64*", "F32": "f32*", "BF16": "u16*", "F16": "u16*", "F8_E4M3": "u8*", "F8_E5M2": "u8*"}
+"""How the raw elements of each dtype are read."""
+
+
+def tiles_of(layout: Layout) -> list[str]:
+    """The kinds of all tiles that a kernel reads."""
+    return [*(KINDS[dtype] for dtype in layout.inputs), *["f32*"] * (len(layout.extras) * layout.sources)]
+
+
+def address(array: Array, kind: str, size: int) -> int:
+    """Where an array lies, whose elements are as a kernel takes them for granted.
+
+    Raises:
+        ValueError: they are not.
+    """
+    wanted = np.dtype(kind[0] + str(int(kind[1:-1]) // 8))
+    if array.dtype != wanted or array.size < size or not array.flags.c_contiguous:
+        raise ValueError(f"a kernel takes {size} elements of {wanted} in a row, not {array.size} of {array.dtype}")
+    place: int = array.__array_interface__["data"][0]
+    return place
+
+
+def addresses(arrays: Sequence[Array], kinds: Sequence[str], size: int) -> list[int]:
+    """Where several lie, each of its own kind."""
+    return [address(array, kind, size) for array, kind in zip(arrays, kinds, strict=True)]
+
+
+def filled(text: str, **parts: str | int | Sequence[str]) -> str:
+    """Fill a text; a part that is several lines stands alone on its own, whose indentation all of them get."""
+    lines = []
+    for line in text.split("\n"):
+        name = line.strip().removeprefix("{").removesuffix("}")
+        part = parts.get(name) if line.strip() == f"{{{name}}}" else None
+        if part is None or isinstance(part, str | int):
+            lines.append(line.format(**parts) if "{" in line else line)
+        else:
+            lines += [line[: len(line) - len(line.lstrip())] + each for each in part]
+    return "\n".join(lines)
