@@ -85,7 +85,7 @@ def test_choices_are_spread_and_each_thing_has_one_chance(count, wanted):
 
 
 def test_choices_depend_on_the_seed_alone():
-    assert [run[0] for run in spread(1000, 5, 0)] == [45, 209, 534, 739, 915]
+    assert [run[0] for run in spread(1000, 5, 0)] == [45, 318, 409, 699, 934]
     assert spread(1000, 5, 0) == spread(1000, 5, 0) != spread(1000, 5, 1)
 
 
