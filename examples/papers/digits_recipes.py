@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from digits import MANY, OTHER, TUNING_STEPS
 from digits_data import Data, Task, UnavailableError, fetch, task
-from digits_networks import Weights, accuracy, he, load, regmean, save, train
+from digits_merging import regmean
+from digits_networks import Weights, accuracy, he, load, save, train
 from digits_tables import Rows, Table
 
 from mergetool import build, run
@@ -76,7 +77,7 @@ def in_sequence(seed: int, folder: Path) -> Rows:
     for n in (2, 4, 8):
         own = {name: name for name in names[:n]}
         found = {"average": merged(folder, "linear", dict.fromkeys(own, ""), {}, "parameters: {weight: 1}\n")}
-        found["RegMean in plain torch, all images"] = regmean(experts[:n], [each.train for each in tasks[:n]])
+        found["RegMean as in digits.py, all images"] = regmean(experts[:n], [each.train for each in tasks[:n]])
         for count in (ALL, IMAGES, 32):
             for row, text in (("RegMean", ""), ("RegMean in sequence", "parameters: {sequential: true}\n")):
                 title = f"{row}, {'all' if count == ALL else count} images"
