@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -479,3 +480,18 @@ def test_the_identity_of_a_model_changes_with_its_files(tmp_path):
     assert identity(open_checkpoint(str(tmp_path))) == first
     os.utime(tmp_path / "model.safetensors", ns=(1, 1))
     assert identity(open_checkpoint(str(tmp_path))) != first
+
+
+def test_models_of_one_size_and_time_are_told_apart_and_a_copy_is_not(tmp_path):
+    save("llama", tmp_path / "one")
+    shutil.copytree(tmp_path / "one", tmp_path / "copy")
+    shutil.copytree(tmp_path / "one", tmp_path / "other")
+    weights = load_file(tmp_path / "one" / "model.safetensors")
+    weights["model.norm.weight"] += 1
+    save_file(weights, tmp_path / "other" / "model.safetensors", {"format": "pt"})
+    for name in ("one", "copy", "other"):  # as they come out of an archive
+        os.utime(tmp_path / name / "model.safetensors", ns=(1, 1))
+    one, copy, other = (identity(open_checkpoint(str(tmp_path / name))) for name in ("one", "copy", "other"))
+    assert one == copy
+    assert [file[:3] for file in one["files"]] == [file[:3] for file in other["files"]]
+    assert one != other
