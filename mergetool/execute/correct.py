@@ -19,7 +19,7 @@ from mergetool.execute.correct_report import SPREAD, Spread, after, clamped, spr
 from mergetool.execute.correct_steps import Sequential, Settings
 from mergetool.execute.fact_folder import Facts
 from mergetool.execute.fact_making import Making, facts_folder
-from mergetool.execute.forward.model import Model, open_model
+from mergetool.execute.forward.model import Model
 from mergetool.execute.merged import merged_weights
 from mergetool.execute.prepare_data import SourceData
 from mergetool.execute.prepare_models import Sources
@@ -212,11 +212,9 @@ class _Correcting:
     @contextlib.contextmanager
     def _model(self, edits: Mapping[str, Edit]) -> Iterator[Model]:
         """The merged model for a while, its weights as the edits make them when they are read."""
-        plan, adapter = self.sources.plan, self.sources.adapter
-        config = {**plan.sources[plan.lender].checkpoint.config, **self.correction.outputs.config}
-        with merged_weights(plan, replace(self.known, edits=edits), self.sources.device) as weights:
-            network = None if adapter is None else adapter.network
-            yield open_model(config, weights, MERGED, network, self.sources.device)
+        known = replace(self.known, edits=edits)
+        with merged_weights(self.sources.plan, known, self.sources.device) as weights:
+            yield self.sources.merged(weights, MERGED, self.correction.outputs.config)
 
     def _made(self, folder: Making, targets: Mapping[str, Moments], merged: Mapping[str, Moments]) -> Facts:
         """Correct, and write down what came of it; what a killed run left is gone on with."""

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from mergetool.anatomy import Turning
@@ -59,8 +60,26 @@ class Sources:
             CheckpointError: nobody knows the architecture, or its parameters and the tensors on disk do not match.
         """
         found = self.plan.sources[source]
+        return self.opened(found.checkpoint.config, weights, found.label)
+
+    def merged(self, weights: Weights, label: str, changes: Mapping[str, bool] = MappingProxyType({})) -> Model:
+        """What is made of the sources as a model that can be run; no weight is read.
+
+        Args:
+            weights: its weights.
+            label: what to call it in messages.
+            changes: what is not as in the lender's config.
+
+        Raises:
+            CheckpointError: as :meth:`model`.
+        """
+        lender = self.plan.sources[self.plan.lender].checkpoint
+        return self.opened({**lender.config, **changes}, weights, label)
+
+    def opened(self, config: Mapping[str, Any], weights: Weights, label: str) -> Model:
+        """A model of a config, by the adapter's network where there is one; as :meth:`model`."""
         network = None if self.adapter is None else self.adapter.network
-        return open_model(found.checkpoint.config, weights, found.label, network, self.device)
+        return open_model(config, weights, label, network, self.device)
 
     def made_of(self, source: int) -> dict[str, Any]:
         """What tells a source as it is merged from others: its files, its order, and what makes its network."""

@@ -20,7 +20,7 @@ import torch
 from mergetool.errors import NonFinite, PlanError
 from mergetool.execute.fact_folder import Facts, under
 from mergetool.execute.fact_making import Making, facts_folder
-from mergetool.execute.forward.model import Model, open_model
+from mergetool.execute.forward.model import Model
 from mergetool.execute.forward.names import Group
 from mergetool.execute.forward.outputs import Outputs
 from mergetool.execute.forward.passes import REST, CannotStream, Step, nobody, streamed
@@ -86,10 +86,8 @@ def measure_in_sequence(
 
 
 def _open(sources: Sources, weights: Weights) -> Model:
-    """The network of the merged model."""
-    lender = sources.plan.sources[sources.plan.lender]
-    network = None if sources.adapter is None else sources.adapter.network
-    return open_model(lender.checkpoint.config, weights, lender.label, network, sources.device)
+    """The network of the merged model, called as the one that lends its config."""
+    return sources.merged(weights, sources.plan.sources[sources.plan.lender].label)
 
 
 def _made(

@@ -17,7 +17,6 @@ from mergetool.errors import NonFinite
 from mergetool.execute.calibration import Samples
 from mergetool.execute.fact_folder import Facts
 from mergetool.execute.fact_making import Making, facts_folder
-from mergetool.execute.forward.model import open_model
 from mergetool.execute.forward.scores import score
 from mergetool.execute.forward.spread import loaded
 from mergetool.execute.merged import merged_weights
@@ -131,11 +130,8 @@ class Tasting:
         known = replace(self.known, plan=plan, shares=dict.fromkeys((self.own[i] for i in members), 1.0))
         named = " and ".join(self.labels[i] for i in members)
         config = plan.sources[plan.lender].checkpoint.config
-        adapter = self.sources.adapter
         with merged_weights(plan, known) as weights:
-            network = None if adapter is None else adapter.network
-            label = named if len(members) == 1 else f"the mean of {named}"
-            model = open_model(config, weights, label, network, self.sources.device)
+            model = self.sources.merged(weights, named if len(members) == 1 else f"the mean of {named}")
             with loaded(model):
                 metric = self.settings.metric
                 return [score(model, each.batches(_rows(config, each)), metric) for each in self.samples]
