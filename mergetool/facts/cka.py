@@ -1,12 +1,11 @@
 """Centred kernel alignment of two models' activations: how alike their features are, whatever their basis.
 
-Two forms of linear CKA. By batches, from the unbiased estimator of HSIC (Song et al. 2012; Nguyen et al. 2021): with
-``K = XXᵀ`` and ``L = YYᵀ`` of ``m`` rows, zeros on their diagonals,
+Linear, by batches, from the unbiased estimator of HSIC (Song et al. 2012; Nguyen et al. 2021): with ``K = XXᵀ`` and
+``L = YYᵀ`` of ``m`` rows, ``m`` at least :data:`FEWEST`, zeros on their diagonals,
 
     HSIC(K, L) = [Σ K∘L + (1ᵀK1)(1ᵀL1) / ((m-1)(m-2)) - 2/(m-2) · 1ᵀKL1] / (m(m-3)),
 
-summed over batches and divided at the end. In feature space, biased, for many more rows than channels:
-``‖YᵀX‖² / (‖XᵀX‖ ‖YᵀY‖)`` of centred features.
+summed over batches and divided at the end.
 """
 
 from __future__ import annotations
@@ -15,15 +14,10 @@ from typing import Any
 
 import torch
 
-from mergetool.facts.statistics import State, accumulate_cross, empty_cross, varying
+from mergetool.facts.statistics import State
 
 FEWEST = 4
 """Rows of a batch; the unbiased estimator needs them."""
-
-
-def unbiased_hsic(k: torch.Tensor, l: torch.Tensor) -> torch.Tensor:  # noqa: E741 - the letter of the papers
-    """The unbiased HSIC of two kernels ``[m, m]``, ``m`` at least :data:`FEWEST`; their diagonals count for nothing."""
-    return _hsic(_hollow(k.clone()), _hollow(l.clone()))
 
 
 def _hollow(kernel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -33,7 +27,7 @@ def _hollow(kernel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _hsic(first: tuple[torch.Tensor, torch.Tensor], second: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    (k, rows_k), (l, rows_l) = first, second  # noqa: E741
+    (k, rows_k), (l, rows_l) = first, second  # noqa: E741 - the letter of the papers
     m = len(rows_k)
     whole = k @ l + rows_k.sum() * rows_l.sum() / ((m - 1) * (m - 2)) - 2 / (m - 2) * rows_k @ rows_l
     return whole / (m * (m - 3))
@@ -60,37 +54,6 @@ def finish_hsic(state: State) -> State:
     It is 0 where a model's features are constant.
     """
     return {"cka": _ratio(state["xy"], state["xx"], state["yy"]), "count": state["count"].clone()}
-
-
-def empty_features(first: int, second: int, device: Any = "cpu") -> State:
-    """No rows yet of two models with so many channels."""
-    shapes = {"xy": (first, second), "xx": (first, first), "yy": (second, second)}
-    return {
-        f"{key}.{field}": value
-        for key, shape in shapes.items()
-        for field, value in empty_cross(*shape, device=device).items()
-    }
-
-
-def accumulate_features(state: State, x: torch.Tensor, y: torch.Tensor) -> None:
-    """Add rows ``x [n, first]`` and ``y [n, second]`` of the same tokens."""
-    for key, pair in (("xy", (x, y)), ("xx", (x, x)), ("yy", (y, y))):
-        accumulate_cross(_part(state, key), *pair)
-
-
-def finish_features(state: State) -> State:
-    """``cka``: the biased linear CKA, a float64 scalar between 0 and 1; 0 where features are constant."""
-    parts = {key: _part(state, key) for key in ("xy", "xx", "yy")}
-    xy, xx, yy = (
-        torch.where(varying(part, 1)[:, None] & varying(part, 2), part["products"], 0).square().sum()
-        for part in parts.values()
-    )
-    return {"cka": _ratio(xy, xx, yy), "count": state["xy.count"].clone()}
-
-
-def _part(state: State, key: str) -> State:
-    """The entries under one prefix; they are the same tensors, so what is added to them stays."""
-    return {name.removeprefix(f"{key}."): value for name, value in state.items() if name.startswith(f"{key}.")}
 
 
 def _centred(rows: torch.Tensor) -> torch.Tensor:
