@@ -78,11 +78,13 @@ def redraw(folder: Path, output: Path) -> tuple[Path, ...]:
 
     Raises:
         CheckpointError: the folder has no report, or one that cannot be read.
-        OutputRefused: the output is the model folder itself, or cannot be written.
+        OutputRefused: the output is a model folder that mergetool made, or cannot be written.
         RunError: the disk is full or fails.
     """
-    if output.resolve() == folder.resolve():
-        what = "is the model folder, whose files are on record as they are"
+    from mergetool.publish.provenance import PROVENANCE  # it names this page
+
+    if output.resolve() == folder.resolve() or (output / PROVENANCE).exists():
+        what = "is a model folder, whose files are on record as they are"
         raise OutputRefused(what, str(output), "name another folder")
     source = folder / NUMBERS
     try:

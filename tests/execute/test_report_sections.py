@@ -124,8 +124,11 @@ def test_sections_come_back_whole(tmp_path):
         from_json({"format": 99}, "x")
     with pytest.raises(CheckpointError, match="has no report"):
         redraw(tmp_path, tmp_path / "new")
-    with pytest.raises(OutputRefused, match="is the model folder"):
-        redraw(tmp_path, tmp_path)
+    (tmp_path / "merged").mkdir()
+    (tmp_path / "merged" / "provenance.json").write_text("{}")
+    for output in (tmp_path, tmp_path / "merged"):
+        with pytest.raises(OutputRefused, match="is a model folder"):
+            redraw(tmp_path, output)
 
 
 def test_places_are_in_the_order_of_the_model():
