@@ -80,7 +80,7 @@ def measure_in_sequence(
             batches = [[batch for each in every for batch in each.batches()] for every in samples]
             found = _made(sources, own, batches, known, found, progress)
         grams = {(GRAM, source): under(found, f"{i}/") for i, source in enumerate(own)}
-    with merged_weights(plan, known) as weights:  # no weight is read
+    with merged_weights(plan, known, sources.device) as weights:  # no weight is read
         turned = transposed(_open(sources, weights))
     return replace(known, measured={**known.measured, **grams}, transposed=known.transposed | turned)
 
@@ -103,7 +103,7 @@ def _made(
     jobs = tuple(replace(job, dtype=dtype("F32")) if job.method else job for job in plan.jobs)
     exact = replace(plan, jobs=jobs)  # what is stored later decides nothing here
     with contextlib.ExitStack() as held:
-        weights = held.enter_context(merged_weights(exact, replace(known, plan=exact)))
+        weights = held.enter_context(merged_weights(exact, replace(known, plan=exact), sources.device))
         every = [_Own(plan, source, held.enter_context(sources.weights(source))) for source in own]
         either = _Either(weights, every)
         model = _open(sources, either)

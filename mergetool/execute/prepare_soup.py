@@ -130,7 +130,7 @@ class Tasting:
         known = replace(self.known, plan=plan, shares=dict.fromkeys((self.own[i] for i in members), 1.0))
         named = " and ".join(self.labels[i] for i in members)
         config = plan.sources[plan.lender].checkpoint.config
-        with merged_weights(plan, known) as weights:
+        with merged_weights(plan, known, self.sources.device) as weights:
             model = self.sources.merged(weights, named if len(members) == 1 else f"the mean of {named}")
             with loaded(model):
                 metric = self.settings.metric
