@@ -42,6 +42,18 @@ def addresses(arrays: Sequence[Array], kinds: Sequence[str], size: int) -> list[
     return [address(array, kind, size) for array, kind in zip(arrays, kinds, strict=True)]
 
 
+LINE = 64
+"""Bytes of a line of the cache, and of the widest vector: vectors that lie across two lines cost a quarter more."""
+
+
+def room(count: int, dtype: type[np.generic]) -> Array:
+    """Memory for so many numbers that a kernel works in, from the beginning of a line of the cache on."""
+    wide = np.dtype(dtype).itemsize
+    raw = np.empty(count + LINE // wide, dtype)
+    skipped = -raw.__array_interface__["data"][0] % LINE // wide
+    return raw[skipped : skipped + count]
+
+
 def filled(text: str, **parts: str | int | Sequence[str]) -> str:
     """Fill a text; a part that is several lines stands alone on its own, whose indentation all of them get."""
     lines = []

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mergetool.kernels.backend import BLOCK, Array, Layout, measure_names
-from mergetool.kernels.calling import HEAD, KINDS, address, addresses, filled, tiles_of
+from mergetool.kernels.calling import HEAD, KINDS, address, addresses, filled, room, tiles_of
 from mergetool.kernels.magnitudes import above, between
 from mergetool.kernels.objects import Entry, entry, once, ready
 from mergetool.kernels.text import called, plain
@@ -20,8 +20,9 @@ __all__ = ["above", "between", "combine", "ready", "sums"]
 
 PIECE = 2048
 """Coordinates for which random numbers are drawn at once, so that they stay in the nearest cache."""
-WORDS = PIECE // 2 + 1
-"""Pairs of draws that a run of PIECE coordinates may touch: one more if it begins with the second of a pair."""
+WORDS = PIECE // 2 + 8
+"""Room for the pairs of draws that a run of PIECE coordinates touches, one more than half if it begins with the second
+of a pair; whole lines of the cache."""
 
 
 def _functions(function: Callable[..., Any], count: int, keep: tuple[str, ...] | None) -> str:
@@ -187,20 +188,20 @@ class _Drawn:
 
     def __init__(self, layout: Layout, tensors: tuple[str, ...], keys: Sequence[Any]) -> None:
         self._keys = np.array(keys, np.uint64)
-        self._room = np.empty(layout.sources * WORDS if "chance" in tensors else 0, np.uint64)
+        self._room = room(layout.sources * WORDS if "chance" in tensors else 0, np.uint64)
 
     @property
     def places(self) -> tuple[int, int, int]:
         """The keys; the room by pairs of draws, and the same room by draws."""
-        room = address(self._room, "u64*", 0)
-        return address(self._keys, "u64*", 0), room, room
+        place = address(self._room, "u64*", 0)
+        return address(self._keys, "u64*", 0), place, place
 
 
 SUMS = """
 def kernel(start, size, {tiles}, partial, lanes, keys, pairs, words, numbers):
     {numbers}
     for block in range((size + {block} - 1) // {block}):
-        for k in range({terms} * {lanes}):
+        for k in range({terms} * {stride}):
             lanes[k] = 0.0
         end = (block + 1) * {block} if (block + 1) * {block} < size else size
         for first in range(block * {block}, end, {lanes}):
@@ -214,13 +215,15 @@ def kernel(start, size, {tiles}, partial, lanes, keys, pairs, words, numbers):
             half = {lanes} >> 1
             while half > 0:
                 for k in range(half):
-                    lanes[i * {lanes} + k] += lanes[i * {lanes} + half + k]
+                    lanes[i * {stride} + k] += lanes[i * {stride} + half + k]
                 half >>= 1
-            partial[block * {terms} + i] = lanes[i * {lanes}]
+            partial[block * {terms} + i] = lanes[i * {stride}]
     return 0
 """
 LANES = 4096
 """Sums kept side by side, so that a vector of any width adds up the same numbers in the same order; of all terms."""
+APART = 72
+"""Numbers between the sums of one term and the next's: processors take places a page apart for the same for a while."""
 
 
 @once
@@ -233,6 +236,7 @@ def sums(
     """
     tiles = tiles_of(layout)
     lanes = LANES >> max(2, (terms - 1).bit_length())  # few enough of many terms to stay in the nearest cache
+    stride = lanes + APART
 
     @once
     def compiled(kinds: tuple[Kind, ...]) -> Entry:
@@ -243,18 +247,19 @@ def sums(
             numbers=tuple(_numbers(arguments, kinds)),
             terms=terms,
             lanes=lanes,
+            stride=stride,
             block=BLOCK,
             draws=_draws(layout, tensors),
             load=_load_inputs(layout, tensors),
             call=_call(layout, tensors, arguments),
-            add=[f"lanes[{i * lanes} + k - first] += terms[{i}]" for i in range(terms)],
+            add=[f"lanes[{i * stride} + k - first] += terms[{i}]" for i in range(terms)],
         )
         return entry(function.__name__, text, ["i64", "i64", *tiles, "f64*", "f64*", "u64*", "u64*", "u32*", "f64*"])
 
     def run(start: int, inputs: Sequence[Array], partial: Array, keys: Sequence[Any], *values: Any) -> None:
         kernel = compiled(tuple(_kind(value) for value in values))
         size, numbers, drawn = inputs[0].size, _flat(values), _Drawn(layout, tensors, keys)
-        side = np.empty(terms * lanes)
+        side = room(terms * stride, np.float64)
         result = address(partial, "f64*", -(-size // BLOCK) * terms), address(side, "f64*", 0)
         places = addresses(inputs, tiles, size)
         kernel(start, size, *places, *result, *drawn.places, address(numbers, "f64*", 0))

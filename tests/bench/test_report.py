@@ -81,14 +81,14 @@ def test_a_row_of_another_length_is_refused():
 
 def test_speed_is_of_medians_and_ties_of_mergekit_stands_in_for_the_whole_model():
     text = compare.speed(compared()["costs"])
-    assert cells(text, "`linear`") == [["26.0", "4.00 (3.00–5.00)", "6.50", "6.5", "met"]]
-    assert cells(text, "`ties`") == [["200", "8.00", "25.0", "60", "**not met**"]]
-    assert cells(text, "`ties scope model`") == [["200", "4.00", "50.0", "45", "met"]]
+    assert cells(text, "`linear`") == [["26.0", "4.00 (3.00–5.00)", "6.50", "6.5", "met", "4.00", "1.00"]]
+    assert cells(text, "`ties`") == [["200", "8.00", "25.0", "60", "**not met**", "3.33", "1.00"]]
+    assert cells(text, "`ties scope model`") == [["200", "4.00", "50.0", "45", "met", "4.44", "1.00"]]
 
 
 def test_speed_without_mergekit_has_dashes():
     costs = {"linear": {"mergetool": [cost(1.0)], "floor": [cost(1.0)]}}
-    assert cells(compare.speed(costs), "`linear`") == [["–", "1.00", "–", "6.5", "–"]]
+    assert cells(compare.speed(costs), "`linear`") == [["–", "1.00", "–", "6.5", "–", "–", "1.00"]]
 
 
 def test_the_engine_is_set_against_the_floor_warm_and_cold():
