@@ -44,7 +44,7 @@ def page(results: Mapping[str, Any]) -> str:
     return "\n\n".join(
         [
             "Engine seconds with 1, 2 and 3 workers, page cache warm; medians (least–most), and how many times faster "
-            "more workers are than one. By default there is one more than there are cores.",
+            "more workers are than one. By default there is one to a core; writers are further threads.",
             speedups(results["costs"]),
             "![Engine seconds by workers](benchmarks-workers.png)",
         ]
