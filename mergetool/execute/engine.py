@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from mergetool.anatomy import Turning
@@ -26,6 +26,7 @@ from mergetool.kernels.backend import Backend
 from mergetool.methods import METHODS
 from mergetool.plan import Job, Plan
 from mergetool.plan.build import digest
+from mergetool.plan.memory import machine_memory
 from mergetool.storage.writer import Writer
 
 FLUSH_BYTES = 256 << 20
@@ -121,6 +122,7 @@ class Engine:
                 for job, outcome in self._merge(left, sources, facts, writers, pool, outlet):
                     outcomes[job.name] = outcome
                     self._trusting(partial(flusher.wrote, writers[job.name][0]))
+                    self._let_go(job, sources)
                 self._trusting(lambda: self._on_disk(flusher, sources, writers))
             except BaseException:
                 with contextlib.suppress(RunError):  # the first error is the news, but the journal must know of both
@@ -239,6 +241,17 @@ class Engine:
     def _read_ahead(self, jobs: Sequence[Job], sources: Sources) -> None:
         for read in (read for job in jobs for read in job.reads):
             sources.readers[read.source, read.tensor.file].advise(read.tensor.start, read.tensor.nbytes)
+
+    @cached_property
+    def _overflows(self) -> bool:
+        """Whether the sources are more than the page cache is likely to keep."""
+        return sum(job.bytes_read for job in self.plan.jobs) > machine_memory() // 2
+
+    def _let_go(self, job: Job, sources: Sources) -> None:
+        """Give back the pages of large tensors that nobody will look at again: the system finds others only slowly."""
+        for read in job.reads if self._overflows else ():
+            if read.tensor.nbytes >= BATCH_BYTES:
+                sources.readers[read.source, read.tensor.file].forget(read.tensor.start, read.tensor.nbytes)
 
     def _alone(self, job: Job) -> bool:
         """Whether nothing else is worked on meanwhile: all share a wide job, and a whole matrix takes much memory."""

@@ -32,8 +32,12 @@ CORRECTED = 48
 
 def default_budget() -> int:
     """A small fraction of the machine's memory, never the model's size; bytes."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(INTERPRETER + (128 << 20), min(LARGEST_BUDGET, machine // 8))
+    return max(INTERPRETER + (128 << 20), min(LARGEST_BUDGET, machine_memory() // 8))
+
+
+def machine_memory() -> int:
+    """Bytes of memory that the machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def default_workers() -> int:

@@ -90,6 +90,14 @@ class Reader:
             except OSError:  # some file systems know no hints, and a hint is all this is
                 return
 
+    def forget(self, offset: int, length: int) -> None:
+        """Tell the system that ``length`` bytes from ``offset`` need not stay in the page cache; a mere hint."""
+        if hasattr(os, "posix_fadvise"):
+            try:
+                os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_DONTNEED)
+            except OSError:  # as above
+                return
+
     def changed(self) -> bool:
         """Whether the file at the path is no longer the one that was opened, by size, time or inode."""
         try:

@@ -14,7 +14,7 @@ import pytest
 from plan.models import normal, planned, save
 
 from execute.conftest import contents, tensors
-from mergetool.execute import run
+from mergetool.execute import engine, run
 from mergetool.plan import work
 from mergetool.plan.memory import LARGEST_TILE, SMALLEST_TILE
 from mergetool.storage.digest import tensor_digest
@@ -160,3 +160,28 @@ def test_another_process_with_another_hash_seed_gives_the_same_bytes(folder, tmp
     command = [sys.executable, "-c", MERGE, str(folder / "merge.yaml"), str(tmp_path / "other")]
     subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": seed}, check=True)
     assert contents(tmp_path / "other") == contents(tmp_path / "merged")
+
+
+def test_sources_larger_than_the_page_cache_are_let_go_of_behind_the_merge(folder, tmp_path, monkeypatch):
+    """Large tensors of all sources, once each is merged; nothing of models that fit."""
+    plan = planned(folder, RECIPES["ties"])
+    forgotten = []
+    monkeypatch.setattr(Reader, "forget", lambda reader, *place: forgotten.append(place))
+    monkeypatch.setattr(engine, "BATCH_BYTES", 100_000)
+    run(plan, tmp_path / "fits")
+    assert not forgotten
+    monkeypatch.setattr(engine, "machine_memory", lambda: 1 << 20)
+    run(plan, tmp_path / "does not")
+    large = [read.tensor for job in plan.jobs for read in job.reads if read.tensor.nbytes >= 100_000]
+    assert len(large) == 3 + 2
+    assert sorted(forgotten) == sorted((tensor.start, tensor.nbytes) for tensor in large)
+    assert contents(tmp_path / "fits") == contents(tmp_path / "does not")
+
+
+def test_pages_that_are_let_go_of_can_be_read_again(folder):
+    path = next((folder / "base").glob("*.safetensors"))
+    with Reader(path) as reader:
+        entry = next(iter(read_header(path).entries.values()))
+        before = reader.read(entry)
+        reader.forget(entry.start, entry.size * entry.dtype.bits // 8)
+        np.testing.assert_array_equal(reader.read(entry), before)
