@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from mergetool.errors import PlanError, Problem
 from mergetool.facts.dam import FORMS, GRANULARITIES, KINDS, Form, Granularity, Kind
+from mergetool.recipe.data import Train
 
 Loss = Literal["kl", "js", "mse", "entropy"]
 Schedule = Literal["constant", "linear", "cosine"]
@@ -58,18 +59,18 @@ class Settings:
     weighted_overlap: float = 0.0
     l1: float = 0.0
     l2: float = 0.0
-    steps: int = 200
-    learning_rate: float = 0.3
-    schedule: Schedule = "cosine"
-    warmup: float = 0.05
-    clip: float = 1.0
-    batch_tokens: int = 1024
-    topk: int = 64
-    held_out: float = 0.2
-    every: int = 20
-    patience: int = 5
+    steps: int = Train.steps
+    learning_rate: float = Train.learning_rate
+    schedule: Schedule = Train.schedule
+    warmup: float = Train.warmup
+    clip: float = Train.clip
+    batch_tokens: int = Train.batch_tokens
+    topk: int = Train.topk
+    held_out: float = Train.held_out
+    every: int = Train.every
+    patience: int = Train.patience
     save_every: int = 50
-    seed: int = 0
+    seed: int = Train.seed
 
     def __post_init__(self) -> None:
         problems = [*self._unknown(), *self._out_of_range()]
