@@ -11,9 +11,11 @@ from typing import Any
 from .checkpoints import SIZES, make, shapes, weights
 from .markdown import NONE, mark, median, number, ratio, spread, table
 from .measure import remove
-from .work import Bench, Costs, Work, compile_kernels, tell
+from .work import Bench, Costs, Work, compile_kernels, rotated, tell
 
 METHODS = ("linear", "ties")
+WHO = ("mergetool", "floor")
+"""Who is measured; the floor moves the same bytes and computes nothing, so it shows what the disk allows."""
 SIZES_EXPECTED, EXPECTED = ("1.1b", "4b"), (3.5, 4.2)
 """Engine seconds of 4 B weights over those of 1.1 B: the weights are 3.6 times as many."""
 CLOSE = 0.1
@@ -52,7 +54,7 @@ def steps(size: str) -> list[Step]:
 def measure(bench: Bench) -> dict[str, Any]:
     """Merge each model with its sources out of the page cache, which would not hold the largest."""
     compile_kernels(bench, METHODS)
-    costs: dict[str, Costs] = defaultdict(lambda: defaultdict(list))
+    costs: dict[str, dict[str, Costs]] = {who: defaultdict(lambda: defaultdict(list)) for who in WHO}
     skipped = {}
     ladder = steps(bench.size)
     for step in ladder:
@@ -62,15 +64,17 @@ def measure(bench: Bench) -> dict[str, Any]:
                 skipped[f"{name}, {step.label}"] = short
                 print(f"{name} · {step.label}: left out, {short}", flush=True)
                 continue
-            for _ in range(bench.repeats):
-                cost = work.cost("mergetool", state="evicted")
-                costs[name][step.label].append(cost)
-                tell(name, step.label, cost)
+            for repeat in range(bench.repeats):
+                for who in rotated(WHO, repeat):
+                    cost = work.cost(who, state="evicted")
+                    costs[who][name][step.label].append(cost)
+                    tell(name, step.label, who, cost)
         if not step.kept:
             for model in work.models:
                 remove(model)
     settings = {"repeats": bench.repeats, "weights": {step.label: weights(step.tensors) for step in ladder}}
-    return {"settings": settings, "skipped": skipped, "costs": {name: dict(found) for name, found in costs.items()}}
+    found = {who: {name: dict(of_step) for name, of_step in of_work.items()} for who, of_work in costs.items()}
+    return {"settings": settings, "skipped": skipped, "costs": found}
 
 
 def prepare(step: Step, work: Work) -> str:
@@ -94,23 +98,29 @@ def shortage(nbytes: int, missing: int, free: int) -> str:
     return "" if free >= wanted else f"{wanted / 1e9:.1f} GB of disk are needed and {free / 1e9:.1f} GB are free"
 
 
-def growth(costs: Mapping[str, Costs], counts: Mapping[str, int]) -> str:
-    """Seconds and memory by model, with the first one's as measure."""
+def growth(costs: Mapping[str, Mapping[str, Costs]], counts: Mapping[str, int]) -> str:
+    """Seconds and memory by model, with the first one's as measure; the floor's beside."""
     first = next(iter(counts))
-    head = ["work", "model", "weights", "× weights", "wall s", "engine s", "× engine", "", "memory MB", "× memory", ""]
+    head = [
+        *("work", "model", "weights", "× weights", "wall s", "engine s", "× engine", ""),
+        *("floor s", "× floor", "engine / floor", "memory MB", "× memory", ""),
+    ]
     rows = []
-    for name, found in costs.items():
+    for name, found in costs["mergetool"].items():
+        floor = costs["floor"].get(name, {})
         for label, count in counts.items():
-            here = found.get(label)
-            times, memory = (
-                ratio(median(here, key), median(found.get(first), key)) if label != first else None
-                for key in ("engine_s", "anonymous_MB")
+            here, bare = found.get(label), floor.get(label)
+            times, memory, slower = (
+                ratio(median(of.get(label), key), median(of.get(first), key)) if label != first else None
+                for of, key in ((found, "engine_s"), (found, "anonymous_MB"), (floor, "engine_s"))
             )
             expected = mark(times, *EXPECTED) if (first, label) == SIZES_EXPECTED else NONE
+            over = ratio(median(here, "engine_s"), median(bare, "engine_s"))
             rows.append(
                 [
                     *(f"`{name}`", label, f"{count / 1e9:.3g} B", number(count / counts[first])),
                     *(spread(here, "wall_s"), spread(here, "engine_s"), number(times), expected),
+                    *(spread(bare, "engine_s"), number(slower), number(over)),
                     *(spread(here, "anonymous_MB"), number(memory), mark(memory, 1 - CLOSE, 1 + CLOSE)),
                 ]
             )
@@ -124,7 +134,9 @@ def page(results: Mapping[str, Any]) -> str:
     less, more = SIZES_EXPECTED
     said = (
         f"Sources not in the page cache; medians (least–most). Engine seconds of {more} over those of {less} are "
-        f"expected from {EXPECTED[0]} to {EXPECTED[1]}, memory within {CLOSE:.0%} of that of {first}."
+        f"expected from {EXPECTED[0]} to {EXPECTED[1]}, memory within {CLOSE:.0%} of that of {first}. The *floor* "
+        "reads and writes the same bytes with the same primitives and computes nothing: what it takes longer for the "
+        "larger model is the disk's and the page cache's."
     )
     return "\n\n".join([said, growth(results["costs"], counts), *left_out(results["skipped"])])
 

@@ -129,17 +129,19 @@ def test_small_tensors_are_told_each():
 def test_growth_is_marked_where_it_is_expected():
     counts = {"1.1b": 1_100_000_000, "one tensor": 500_000_000, "4b": 3_960_000_000}
     found = {"1.1b": [cost(4.0)], "one tensor": [cost(2.0, memory=89.0)], "4b": [cost(16.0, memory=110.0)]}
-    text = scaling.growth({"linear": found}, counts)
+    bare = {"1.1b": [cost(2.0)], "4b": [cost(10.0)]}
+    text = scaling.growth({"mergetool": {"linear": found}, "floor": {"linear": bare}}, counts)
     first, one, large = cells(text, "`linear`")
-    assert first[5:] == ["–", "–", "100", "–", "–"]
-    assert one[5:] == ["0.50", "–", "89.0", "0.89", "**not met**"]
-    assert large[5:] == ["4.00", "met", "110", "1.10", "met"]
+    assert first[5:] == ["–", "–", "2.00", "–", "2.00", "100", "–", "–"]
+    assert one[5:] == ["0.50", "–", "–", "–", "–", "89.0", "0.89", "**not met**"]
+    assert large[5:] == ["4.00", "met", "10.0", "5.00", "1.60", "110", "1.10", "met"]
 
 
 def test_what_was_left_out_for_want_of_disk_is_said():
     assert not scaling.shortage(8_000_000_000, 3, 34_000_000_000)
     assert "34.0 GB of disk are needed and 33.9 GB are free" in scaling.shortage(8_000_000_000, 3, 33_900_000_000)
-    results = {"settings": {"weights": {"1.1b": 11, "4b": 39}}, "skipped": {"ties, 4b": "no room"}, "costs": {}}
+    results = {"settings": {"weights": {"1.1b": 11, "4b": 39}}, "skipped": {"ties, 4b": "no room"}}
+    results["costs"] = {"mergetool": {}, "floor": {}}
     assert "Left out: ties, 4b; no room." in scaling.page(results)
 
 
