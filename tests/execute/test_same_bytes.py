@@ -163,18 +163,23 @@ def test_another_process_with_another_hash_seed_gives_the_same_bytes(folder, tmp
 
 
 def test_sources_larger_than_the_page_cache_are_let_go_of_behind_the_merge(folder, tmp_path, monkeypatch):
-    """Large tensors of all sources, once each is merged; nothing of models that fit."""
+    """Large tensors of all sources, once each is merged, and nothing is fetched ahead; of models that fit it is."""
     plan = planned(folder, RECIPES["ties"])
-    forgotten = []
+    forgotten, fetched = [], []
     monkeypatch.setattr(Reader, "forget", lambda reader, *place: forgotten.append(place))
+    monkeypatch.setattr(Reader, "advise", lambda reader, *place: fetched.append(place))
     monkeypatch.setattr(engine, "BATCH_BYTES", 100_000)
     run(plan, tmp_path / "fits")
     assert not forgotten
+    read = sorted((read.tensor.start, read.tensor.nbytes) for job in plan.jobs for read in job.reads)
+    assert sorted(fetched) == read
+    fetched.clear()
     monkeypatch.setattr(engine, "machine_memory", lambda: 1 << 20)
     run(plan, tmp_path / "does not")
     large = [read.tensor for job in plan.jobs for read in job.reads if read.tensor.nbytes >= 100_000]
     assert len(large) == 3 + 2
     assert sorted(forgotten) == sorted((tensor.start, tensor.nbytes) for tensor in large)
+    assert not fetched
     assert contents(tmp_path / "fits") == contents(tmp_path / "does not")
 
 
