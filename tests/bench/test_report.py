@@ -117,8 +117,11 @@ def test_every_piece_of_work_has_a_target():
 
 
 def test_workers_are_compared_with_one():
-    costs = {"ties": {"1": [cost(4.0)], "2": [cost(2.0)], "3": [cost(1.6)]}}
-    assert cells(workers.speedups(costs), "`ties`") == [["4.00", "2.00", "1.60", "2.00", "2.50"]]
+    costs = {"ties": {"1": [cost(4.0, 5.0)], "2": [cost(2.0, 2.5, user_s=4.0)], "3": [cost(1.6)]}}
+    costs["linear"] = costs["ties"]
+    found = ["4.00", "2.00", "1.60", "2.00", "met", "2.50", "3.50", "4.00", "2.00"]
+    assert cells(workers.speedups(costs), "`ties`") == [found]
+    assert cells(workers.speedups(costs), "`linear`") == [[*found[:4], "–", *found[5:]]]
 
 
 def test_small_tensors_are_told_each():
