@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from digits_data import Data, Task, UnavailableError, fetch, task
-from digits_merging import DAM, PUBLISHED, average, dam, regmean, task_arithmetic, ties
+from digits_merging import DAM, PUBLISHED, average, dam, regmean, scale_each, task_arithmetic, ties
 from digits_networks import (
     LAYERS,
     STEPS,
@@ -45,7 +45,7 @@ from digits_networks import (
     train,
     with_head,
 )
-from digits_orderings import ORDERINGS, compared
+from digits_orderings import CORRECTIONS, CORRELATION, INNER, ORDERINGS, compared
 from digits_tables import Rows, Table, plot
 
 from mergetool.facts.correction import goal, spread_ratio
@@ -84,12 +84,13 @@ def one_task(seed: int, folder: Path | None) -> Rows:
     own = task("plain")
     first, second = (learnt(own, each, folder) for each in (seed, seed + OTHER))
     networks = {"network A": first, "network B": second}
-    for name, other in _turned(first, second, own.train).items():
+    turned = _turned(first, second, own.train)
+    for name, other in turned.items():
         merged = average([first, other])
         networks[name] = merged
         networks[f"{name} + REPAIR"] = corrected(merged, [first, other], own.train.x)
     rows = {name: {"accuracy": accuracy(weights, own.test)} for name, weights in networks.items()}
-    for name, other in _turned(first, second, own.train).items():
+    for name, other in turned.items():
         for suffix in ("", " + REPAIR"):
             for at, layer in enumerate(LAYERS):
                 ends = [moments(gives(weights, layer, own.train.x)) for weights in (first, other)]
@@ -99,11 +100,12 @@ def one_task(seed: int, folder: Path | None) -> Rows:
 
 
 def _turned(first: Weights, second: Weights, data: Data) -> dict[str, Weights]:
-    """The second network as it is, and turned to face the first in two ways."""
+    """The second network as it is, and turned to face the first in three ways."""
     return {
         "naive": second,
         "weight matching": by_weights(first, second),
-        "activation matching": by_activations(first, second, data.x),
+        CORRELATION: by_activations(first, second, data.x, "correlation"),
+        INNER: by_activations(first, second, data.x, "inner_product"),
     }
 
 
@@ -140,20 +142,21 @@ def _of_pair(tasks: tuple[Task, ...], networks: tuple[Weights, ...]) -> dict[str
             result[f"{name} + TACT, all layers"] = score(
                 lambda merged, owner, own: corrected(merged, [owner], own.train.x)
             )
-        if name == "activation matching":
+        if name in (CORRELATION, INNER):
             result[f"{name} + REPAIR"] = score(
                 lambda merged, owner, own, owners=owners: corrected(merged, owners, mixture.x)
             )
             result[f"{name} + TACT, output"] = score(
                 lambda merged, owner, own: corrected(merged, [owner], own.train.x, "output")
             )
+        if name == CORRELATION:
             for samples in (16, FEW):
                 result[f"{name} + TACT, all layers, {samples} images"] = score(
                     lambda merged, owner, own, samples=samples: corrected(merged, [owner], own.train.some(samples).x)
                 )
     result["experts"] = _mean(accuracy(owner, own.test) for owner, own in zip(networks, tasks, strict=True))
-    order = ["naive", "weight matching", "activation matching", "activation matching + REPAIR",
-             "activation matching + TACT, output", "activation matching + TACT, all layers"]  # fmt: skip
+    ways = [f"{name}{more}" for name in (CORRELATION, INNER) for more in ("", " + REPAIR", *CORRECTIONS)]
+    order = ["naive", "weight matching", *ways]
     return {row: result[row] for row in [*order, *(row for row in result if row not in order)]}
 
 
@@ -193,13 +196,16 @@ def many_tasks(seed: int, folder: Path | None) -> Rows:
             return _mean(accuracy(weights, getattr(each, split)) for each in tasks[:n])
 
         def best(merge: Merge, scales: list[float], some: list[Weights] = some, score: Any = score) -> float:
-            return score(max((merge(base, some, x) for x in scales), key=lambda merged: score(merged, "train")))
+            return max(scales, key=lambda scale: score(merge(base, some, scale), "train"))
 
+        common, trimmed = best(task_arithmetic, [x / n for x in SCALES]), best(ties, SCALES)
+        each_own = scale_each(base, some, common, partial(score, split="train"))
         found = {
             "base": score(base),
             "average": score(average(some)),
-            "task arithmetic, best scale": best(task_arithmetic, [x / n for x in SCALES]),
-            "TIES, best scale": best(ties, SCALES),
+            "task arithmetic, best scale": score(task_arithmetic(base, some, common)),
+            "task arithmetic, a scale for each": score(task_arithmetic(base, some, 1.0, each_own)),
+            "TIES, best scale": score(ties(base, some, trimmed)),
             "RegMean": score(regmean(some, own)),
             "DAM, per tensor": score(dam(base, some, own, replace(DAM, granularity="tensor"))),
             "DAM, per column": score(dam(base, some, own)),
@@ -210,6 +216,15 @@ def many_tasks(seed: int, folder: Path | None) -> Rows:
         }
         for row, value in found.items():
             rows.setdefault(row, {})[f"{n} tasks"] = value
+        for row, scales in (
+            ("average", [1 / n] * n),
+            ("task arithmetic, best scale", [common] * n),
+            ("task arithmetic, a scale for each", each_own),
+        ):
+            weights = task_arithmetic(base, some, 1.0, scales)
+            worst = min(accuracy(weights, each.test) for each in tasks[:n])
+            rows[row][f"mean scale / average's, {n} tasks"] = 100 * sum(scales)
+            rows[row][f"worst task / mean, {n} tasks"] = 100 * worst / score(weights)
     return rows
 
 

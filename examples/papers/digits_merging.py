@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from mergetool.execute.train.settings import Settings
 from mergetool.facts.dam import apply, slots
 from mergetool.facts.statistics import accumulate_gram, empty_gram, finish_gram
 
+EACH = [round(0.1 * i, 1) for i in range(16)]  # scales of one delta
 ROWS = 32  # images of each task in a step of DAM
 DAM = Settings(held_out=0.0)
 """As by default, but that all images are trained on."""
@@ -44,9 +46,38 @@ def average(several: Sequence[Weights]) -> Weights:
     return merged("linear", several)
 
 
-def task_arithmetic(base: Weights, several: Sequence[Weights], scale: float) -> Weights:
-    """The base plus `scale` times the sum of the deltas."""
-    return merged("task_arithmetic", several, base, **{"lambda": scale})
+def task_arithmetic(
+    base: Weights, several: Sequence[Weights], scale: float, weight: float | list[float] = 1.0
+) -> Weights:
+    """The base plus `scale` times the sum of the deltas, each by a weight."""
+    return merged("task_arithmetic", several, base, weight=weight, **{"lambda": scale})
+
+
+def scale_each(
+    base: Weights, several: Sequence[Weights], common: float, score: Callable[[Weights], float]
+) -> list[float]:
+    """A scale for each delta, best by a score: of two all pairs are tried, more are gone through one by one.
+
+    That begins with the best common scale, and ends when a round finds nothing better, or after three.
+    """
+
+    def of(scales: list[float]) -> float:
+        return score(task_arithmetic(base, several, 1.0, scales))
+
+    if len(several) == 2:
+        return max(([*pair] for pair in product(EACH, repeat=2)), key=of)
+    scales = [common] * len(several)
+    top = of(scales)
+    for _ in range(3):
+        before = top
+        for at in range(len(scales)):
+            for scale in EACH:
+                tried = [*scales[:at], scale, *scales[at + 1 :]]
+                if (value := of(tried)) > top:
+                    scales, top = tried, value
+        if top == before:
+            break
+    return scales
 
 
 def ties(base: Weights, several: Sequence[Weights], scale: float) -> Weights:

@@ -12,7 +12,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from digits_adapter import network
 from digits_data import Data, Task
@@ -22,12 +21,24 @@ from torch.nn.functional import cross_entropy
 
 from mergetool.anatomy import Group, anatomy, axis_indices, symmetries, turned_array
 from mergetool.facts.correction import Moments, factors, fold, fold_into_reader, goal
-from mergetool.facts.matching import activation_matching, weight_matching
-from mergetool.facts.statistics import accumulate_cross, empty_cross, finish_cross
+from mergetool.facts.matching import Score, activation_matching, scored, weight_matching
+from mergetool.facts.statistics import (
+    accumulate_cross,
+    accumulate_inner,
+    empty_cross,
+    empty_inner,
+    finish_cross,
+    finish_inner,
+)
 
 CONFIG = {"model_type": "mlp", "input_size": 64, "hidden_sizes": [256, 256, 256], "num_labels": 10}
 STEPS, RATE, BATCH = 500, 1e-3, 128
 LAYERS = [f"layers.{at}" for at in range(len(CONFIG["hidden_sizes"]))]
+
+_STATISTICS: dict[str, tuple[Callable[..., Any], ...]] = {
+    "correlation": (empty_cross, accumulate_cross, finish_cross),
+    "inner_product": (empty_inner, accumulate_inner, finish_inner),
+}
 
 Weights = dict[str, torch.Tensor]
 
@@ -130,17 +141,19 @@ def by_weights(reference: Weights, other: Weights, seed: int = 0) -> Weights:
     return turned(other, found.permutations)
 
 
-def by_activations(reference: Weights, other: Weights, x: torch.Tensor) -> Weights:
-    """`other`, its units turned to face those of `reference` by their correlation on the images."""
+def by_activations(reference: Weights, other: Weights, x: torch.Tensor, score: str = "correlation") -> Weights:
+    """`other`, its units turned to face those of `reference` by what they do on the images."""
+    empty, accumulate, finish = _STATISTICS[score]
 
-    def correlation(tensor: str, side: str) -> np.ndarray:
+    def alike(tensor: str, side: str) -> Score:
         look: Callable[..., torch.Tensor] = reads if side == "input" else gives
         first, second = (look(weights, tensor.removesuffix(".weight"), x) for weights in (reference, other))
-        state = empty_cross(first.shape[1], second.shape[1])
-        accumulate_cross(state, first, second)
-        return finish_cross(state)["correlation"].numpy()
+        state = empty(first.shape[1], second.shape[1])
+        accumulate(state, first, second)
+        found = finish(state)
+        return scored(score, lambda field: found[field].numpy())
 
-    return turned(other, activation_matching(groups(), correlation).permutations)
+    return turned(other, activation_matching(groups(), alike).permutations)
 
 
 def turned(weights: Weights, permutations: Any) -> Weights:

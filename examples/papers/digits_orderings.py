@@ -11,38 +11,72 @@ from scipy.stats import binomtest, ttest_rel
 Ordering = tuple[str, str]
 """The row that the papers have above, and the one below."""
 
-_ALIGNED = "activation matching"
+CORRELATION, INNER = "activation matching (correlation)", "activation matching (inner product)"
+CORRECTIONS = (" + TACT, output", " + TACT, all layers")
+
+
+def _tact(aligned: str) -> tuple[Ordering, ...]:
+    output, every = (f"{aligned}{correction}" for correction in CORRECTIONS)
+    return (
+        (aligned, "naive"),
+        (aligned, "weight matching"),
+        (f"{aligned} + REPAIR", aligned),
+        (output, f"{aligned} + REPAIR"),
+        (every, output),
+        (every, "naive + TACT, all layers"),
+        ("experts", every),
+    )
+
+
+def _both(*suffixes: str) -> tuple[Ordering, ...]:
+    """The one way to match activations beside the other."""
+    return tuple((f"{INNER}{suffix}", f"{CORRELATION}{suffix}") for suffix in suffixes)
+
+
 _TACT: tuple[Ordering, ...] = (
     ("weight matching", "naive"),
-    (_ALIGNED, "naive"),
-    (_ALIGNED, "weight matching"),
-    (f"{_ALIGNED} + REPAIR", _ALIGNED),
-    (f"{_ALIGNED} + TACT, output", f"{_ALIGNED} + REPAIR"),
-    (f"{_ALIGNED} + TACT, all layers", f"{_ALIGNED} + TACT, output"),
-    (f"{_ALIGNED} + TACT, all layers", "naive + TACT, all layers"),
-    ("experts", f"{_ALIGNED} + TACT, all layers"),
+    *_tact(CORRELATION),
+    *_tact(INNER),
+    *_both("", " + REPAIR", *CORRECTIONS),
 )
 ORDERINGS: dict[str, tuple[Ordering, ...]] = {
     "One task, two starts": (
         ("weight matching", "naive"),
         ("weight matching + REPAIR", "weight matching"),
-        (_ALIGNED, "weight matching"),
-        (f"{_ALIGNED} + REPAIR", _ALIGNED),
-        (f"{_ALIGNED} + REPAIR", "weight matching + REPAIR"),
-        ("network A", f"{_ALIGNED} + REPAIR"),
+        *(
+            ordering
+            for aligned in (CORRELATION, INNER)
+            for ordering in (
+                (aligned, "weight matching"),
+                (f"{aligned} + REPAIR", aligned),
+                (f"{aligned} + REPAIR", "weight matching + REPAIR"),
+                ("network A", f"{aligned} + REPAIR"),
+            )
+        ),
+        *_both("", " + REPAIR"),
     ),
     "Two tasks, two starts, private heads": _TACT,
     "The same from torch's own, smaller start": _TACT,
     "Two domains, two starts, one head": (
         ("weight matching", "naive"),
-        (_ALIGNED, "weight matching"),
         ("weight matching + RegMean", "RegMean"),
-        (f"{_ALIGNED} + RegMean", "RegMean"),
-        (f"{_ALIGNED} + RegMean", "weight matching + RegMean"),
+        *(
+            ordering
+            for aligned in (CORRELATION, INNER)
+            for ordering in (
+                (aligned, "weight matching"),
+                (f"{aligned} + RegMean", "RegMean"),
+                (f"{aligned} + RegMean", "weight matching + RegMean"),
+            )
+        ),
+        *_both("", " + RegMean"),
     ),
     "Fine-tunes of one base, one head": (
         ("task arithmetic, best scale", "average"),
+        ("task arithmetic, a scale for each", "average"),
+        ("task arithmetic, a scale for each", "task arithmetic, best scale"),
         ("DAM, per column", "task arithmetic, best scale"),
+        ("DAM, per column", "task arithmetic, a scale for each"),
         ("DAM, per column", "DAM, per tensor"),
         ("DAM, per column", "DAM as published"),
         ("DAM, per column", "RegMean"),
@@ -57,7 +91,7 @@ def compared(table: Table, orderings: Sequence[Ordering]) -> str:
     A cell tells mean ± standard deviation of the paired differences over seeds and p of the one-sided paired t-test;
     the last column, in how many seeds the mean over columns differs that way and p of the sign test of that.
     """
-    columns = [column for column in table.columns if "σ" not in column]
+    columns = table.accuracies
     several = len(columns) > 1
     head = ["above − below", *columns, *(["mean of these"] if several else []), "seeds that agree"]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]

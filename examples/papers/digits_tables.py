@@ -28,6 +28,11 @@ class Table:
         """All columns, in the order they came."""
         return list(dict.fromkeys(column for columns in self.rows.values() for column in columns))
 
+    @property
+    def accuracies(self) -> list[str]:
+        """The columns of accuracies; those of ratios are named by what is divided by what."""
+        return [column for column in self.columns if " / " not in column]
+
     def markdown(self) -> str:
         """The table, mean ± standard deviation over seeds."""
         lines = [f"| {self.title} | {' | '.join(self.columns)} |", f"|---|{'---|' * len(self.columns)}"]
@@ -51,7 +56,7 @@ def plot(tables: list[Table], path: Path) -> None:
     heights = [len(table.rows) for table in tables]
     figure, axes = plt.subplots(len(tables), figsize=(8, 0.3 * sum(heights) + 3), height_ratios=heights)
     for axis, table in zip(axes, tables, strict=True):
-        shown = [column for column in table.columns if "σ" not in column]
+        shown = table.accuracies
         values = [np.mean([table.rows[row][column] for column in shown], axis=0) for row in table.rows]
         spread = [np.std(value, ddof=1) if len(value) > 1 else 0.0 for value in values]
         axis.barh(list(table.rows), [value.mean() for value in values], xerr=spread, color="#4c78a8")

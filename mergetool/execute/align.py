@@ -166,7 +166,7 @@ def _matched(
         for each, own in zip(pair, weights, strict=True)
     )
     batches = [batch for samples in inputs.samples for batch in samples.batches()]
-    return by_activations(groups, (first, second), batches, inputs.align, folder.path / "correlations", progress)
+    return by_activations(groups, (first, second), batches, inputs.align, folder.path / "alike", progress)
 
 
 def _checked(

@@ -17,10 +17,12 @@ from mergetool.execute.forward.rows import Batch
 from mergetool.execute.forward.weights import Weights
 from mergetool.execute.progress import Progress
 from mergetool.execute.record import record_pair
-from mergetool.facts.matching import Correlation, Matching, activation_matching, watched, weight_matching
+from mergetool.facts.matching import Alike, Matching, Score, activation_matching, scored, watched, weight_matching
 from mergetool.recipe.data import Align
 
 Array = NDArray[Any]
+_STATISTICS = {"correlation": "cross", "inner_product": "inner"}
+"""What is measured for each score of matching by activations."""
 
 
 def by_weights(
@@ -77,14 +79,14 @@ def by_activations(
     folder: Path,
     progress: Progress,
 ) -> Matching:
-    """Match by the correlation of units on the same data; hidden units of experts, which see other data, by weights.
+    """Match by what units do on the same data; hidden units of experts, which see other data, by weights.
 
     Args:
         groups: what may change places, the same in both models.
         models: the reference, and the model that is turned.
         batches: the keyword inputs of each forward pass.
         align: how to match.
-        folder: where correlations are kept meanwhile, ``n² * 4`` bytes for ``n`` units.
+        folder: where it is kept meanwhile how alike units are, ``n² * 4`` bytes for ``n`` units.
         progress: is told how many bytes of weights are done.
 
     Raises:
@@ -98,10 +100,10 @@ def by_activations(
     if pairs:
         sides = {side: [name for name, at in pairs if at == side] for side in ("input", "output")}
         facts = record_pair(
-            models[0], models[1], batches, "cross", made_of={}, inputs=sides["input"], outputs=sides["output"],
-            root=folder, progress=progress,
+            models[0], models[1], batches, _STATISTICS[align.score], made_of={}, inputs=sides["input"],
+            outputs=sides["output"], root=folder, progress=progress,
         )  # fmt: skip
-        of_channels = _channels(facts.get, models[0].weights.shapes)
+        of_channels = _channels(facts.get, align.score, models[0].weights.shapes)
         how: dict[str, Any] = {"seed": align.seed, "max_sweeps": align.max_sweeps, "margin": align.margin}
         first = activation_matching(groups, of_channels, **how)
         permutations = first.permutations
@@ -114,16 +116,19 @@ def by_activations(
     return Matching(rest.permutations, ordered, max(first.sweeps, rest.sweeps))
 
 
-def _channels(get: Callable[[str, str], Array], shapes: Mapping[str, tuple[int, ...]]) -> Correlation:
-    """Correlations of channels; of what a convolution reads, the mean over the places of its kernel."""
+def _channels(get: Callable[[str, str], Array], score: str, shapes: Mapping[str, tuple[int, ...]]) -> Alike:
+    """How alike channels are; of what a convolution reads, on average over the places of its kernel."""
 
-    def correlation(tensor: str, side: str) -> Array:
-        values = get(tensor, f"{side}.correlation")
+    def alike(tensor: str, side: str) -> Score:
+        found = scored(score, lambda field: get(tensor, f"{side}.{field}"))
         shape = shapes[tensor]
-        if side == "output" or len(shape) < 3:
-            return values
-        kernel = prod(shape[2:])
-        blocks = values.reshape(len(values) // kernel, kernel, -1, kernel)
-        return np.asarray(np.einsum("ikjk->ij", blocks) / kernel)
+        return found if side == "output" or len(shape) < 3 else _over_kernels(found, prod(shape[2:]))
 
-    return correlation
+    return alike
+
+
+def _over_kernels(score: Score, kernel: int) -> Score:
+    """How alike the channels are that a convolution reads, from how alike these are at every place of its kernel."""
+    blocks = score.scores.reshape(len(score.left) // kernel, kernel, -1, kernel)
+    norms = (np.sqrt(np.square(n).reshape(-1, kernel).mean(1)) for n in (score.left, score.right))
+    return Score(np.asarray(np.einsum("ikjk->ij", blocks) / kernel), *norms)

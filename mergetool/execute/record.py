@@ -108,8 +108,8 @@ def record_pair(
         first: a model.
         second: another with the same tensors.
         batches: the keyword inputs of each forward pass.
-        statistic: ``cross``, the signed correlation of every channel of the first with every one of the second; or
-            ``cka``, how alike the features are in all.
+        statistic: ``cross``, the signed correlation of every channel of the first with every one of the second;
+            ``inner``, the mean of their products; or ``cka``, how alike the features are in all.
         made_of: what decides the result besides the arguments here, as JSON.
         inputs: tensors on disk whose modules' inputs are compared.
         outputs: tensors or blocks whose outputs are compared.

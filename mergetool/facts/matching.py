@@ -1,17 +1,19 @@
 """Which units of one model stand for which of another: permutations found from weights or from activations."""
 
-from mergetool.facts.matching_activations import Correlation, activation_matching, watched
-from mergetool.facts.matching_descent import DEFAULT_MARGIN, DEFAULT_SWEEPS, Get, Match, Matching
+from mergetool.facts.matching_activations import Alike, activation_matching, scored, watched
+from mergetool.facts.matching_descent import DEFAULT_MARGIN, DEFAULT_SWEEPS, Get, Match, Matching, Score
 from mergetool.facts.matching_weights import weight_matching
 
 __all__ = [
     "DEFAULT_MARGIN",
     "DEFAULT_SWEEPS",
-    "Correlation",
+    "Alike",
     "Get",
     "Match",
     "Matching",
+    "Score",
     "activation_matching",
+    "scored",
     "watched",
     "weight_matching",
 ]

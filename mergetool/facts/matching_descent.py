@@ -81,6 +81,16 @@ class Score:
         whole = float(self.left @ self.right[order])
         return float(self.scores[identity(len(order)), order].astype(np.float64).sum()) / whole if whole else 0.0
 
+    def nearest(self) -> Indices:
+        """The best permutation; found in one pass where every unit has a partner of its own that is nearest to it.
+
+        Half of ``right²`` off each column costs every permutation the same, and leaves a row's entries in the order of
+        their distances: as they are, all rows may have their largest entries in the columns of a few strong units.
+        """
+        if np.ptp(self.right) == 0:  # nothing to tell columns apart by
+            return assign(self.scores)
+        return assign(self.scores - np.square(self.right) / 2)
+
 
 @dataclass
 class State:

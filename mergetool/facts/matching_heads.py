@@ -40,8 +40,8 @@ class Attention:
         )
 
 
-def head_scores(reference: Attention, other: Attention) -> Array:
-    """How alike each two query heads are, between -1 and 1: [query heads, query heads].
+def head_scores(reference: Attention, other: Attention) -> Score:
+    """How alike each two query heads are, between -1 and 1.
 
     The mean of the cosines of ``Wq^T Wk`` and of ``Wo Wv``, which no change of basis inside a head alters. Only Gram
     matrices as wide as a head are made: ``<A^T B, C^T D> = sum((A C^T) * (B D^T))``.
@@ -52,7 +52,7 @@ def head_scores(reference: Attention, other: Attention) -> Array:
         left, right = (_norms(getattr(model, first), getattr(model, second)) for model in (reference, other))
         norms = np.outer(left, right)
         scores += own / np.where(norms == 0, 1.0, norms) / 2
-    return scores
+    return Score(scores, np.ones(len(scores)), np.ones(len(scores)))
 
 
 def _products(left: Array, left_shared: Array, right: Array, right_shared: Array) -> Array:
@@ -78,27 +78,28 @@ def _norms(heads: Array, shared: Array) -> Array:
     return np.asarray(np.sqrt(np.maximum(products, 0.0)))
 
 
-def settle_heads(state: State, outer: Group, inner: Mapping[int, Group], scores: Array) -> None:
+def settle_heads(state: State, outer: Group, inner: Mapping[int, Group], score: Score) -> None:
     """Permutations of key-value heads and of the query heads of each, from how alike two query heads are.
 
     Args:
         state: takes the permutations.
         outer: the key-value heads.
         inner: the query heads by key-value head of the other model; empty if each has but one, or they stay.
-        scores: [query heads, query heads], 1 for a perfect match.
+        score: of query heads.
     """
-    check_finite(scores, outer)
+    check_finite(score.scores, outer)
     groups = outer.size
-    repeat = len(scores) // groups
-    blocks = scores.reshape(groups, repeat, groups, repeat).transpose(0, 2, 1, 3)
+    repeat = len(score.scores) // groups
+    blocks = score.scores.reshape(groups, repeat, groups, repeat).transpose(0, 2, 1, 3)
+    left, right = (norms.reshape(groups, repeat) for norms in (score.left, score.right))
     within = np.empty((groups, groups))
     here = identity(repeat)
     for i in range(groups):
         for j in range(groups):
             order = assign(blocks[i, j]) if inner else here
             within[i, j] = blocks[i, j][here, order].mean()
-    order = state.settle(outer, Score(within, np.ones(groups), np.ones(groups)))
+    whole = (np.sqrt(np.square(norms).mean(1)) for norms in (left, right))
+    order = state.settle(outer, Score(within, *whole))
     for place, source in enumerate(order):
         if int(source) in inner:
-            own = Score(blocks[place, source], np.ones(repeat), np.ones(repeat))
-            state.settle(inner[int(source)], own)
+            state.settle(inner[int(source)], Score(blocks[place, source], left[place], right[source]))

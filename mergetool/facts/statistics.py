@@ -125,8 +125,7 @@ def accumulate_cross(state: State, first: torch.Tensor, second: torch.Tensor) ->
     Raises:
         ValueError: the numbers of rows differ.
     """
-    if len(first) != len(second):
-        raise ValueError(f"{len(first)} rows of one model and {len(second)} of the other are not the same tokens")
+    _same_tokens(first, second)
     if len(first) == 0:
         return
     count, n = state["count"], len(first)
@@ -157,6 +156,46 @@ def varying(state: State, i: Literal[1, 2]) -> torch.Tensor:
     """Which channels of one of two models vary: of a constant channel only rounding is left."""
     floor = 1e-6 * state["count"].sqrt() * state[f"mean_{i}"].abs()
     return state[f"squares_{i}"].sqrt() > floor
+
+
+def empty_inner(first: int, second: int, device: Any = "cpu") -> State:
+    """No rows yet of two models with so many channels."""
+    state = {f"squares_{i}": _zeros(n, device=device) for i, n in ((1, first), (2, second))}
+    return state | {"products": _zeros(first, second, device=device), "count": _zeros(device=device)}
+
+
+def accumulate_inner(state: State, first: torch.Tensor, second: torch.Tensor) -> None:
+    """Add the products ``XᵀY`` of two models' rows ``[n, channels]`` for the same tokens, as they are.
+
+    They are all that depends on the order of units in ``sum(|x_i - y_p(i)|²)``, which matching by activations makes
+    least (Git Re-Basin, arXiv:2209.04836, section 3.1).
+
+    Raises:
+        ValueError: the numbers of rows differ.
+    """
+    _same_tokens(first, second)
+    for start in range(0, first.shape[1], _STRIP):
+        strip = slice(start, start + _STRIP)
+        state["products"][strip] += first[:, strip].T @ second
+    for i, rows in ((1, first), (2, second)):
+        state[f"squares_{i}"] += rows.double().square_().sum(0)
+    state["count"] += len(first)
+
+
+def finish_inner(state: State) -> State:
+    """``inner``: the mean product of two channels, float32 ``[first, second]``; ``rms_1`` and ``rms_2``: the root mean
+    square of each channel of either model, float32; ``count``: float64.
+
+    Two channels that always agree have the product of their root mean squares, and none have more.
+    """
+    count = state["count"].clamp(min=1)
+    rms = {f"rms_{i}": (state[f"squares_{i}"] / count).sqrt().float() for i in (1, 2)}
+    return {"inner": (state["products"] / count).float(), **rms, "count": state["count"].clone()}
+
+
+def _same_tokens(first: torch.Tensor, second: torch.Tensor) -> None:
+    if len(first) != len(second):
+        raise ValueError(f"{len(first)} rows of one model and {len(second)} of the other are not the same tokens")
 
 
 def empty_squared_gradients(shape: tuple[int, ...], device: Any = "cpu") -> State:

@@ -123,6 +123,9 @@ def examine_stages(draft: Draft, recipe: Recipe) -> None:
     whole = not any(path[0] == "models" for path in draft.dropped)
     if align is not None and whole and len({*recipe.sources, recipe.reference}) < 2:
         draft.report(("align",), "`align` turns models to face each other, and here is one", "remove it", key=True)
+    if align is not None and align.method == "weight_matching" and _child(draft, ("align", "score")) is not None:
+        what = "`score` is about activations, and `weight_matching` compares weights"
+        draft.report(("align", "score"), what, "remove it, or use `method: activation_matching`", key=True)
     if recipe.report is not None and recipe.report.cka and whole and len({*recipe.sources, recipe.reference}) < 2:
         draft.report(("report", "cka"), "`cka` compares models, and here is one", "remove it", key=True)
     if correct is None:

@@ -72,6 +72,8 @@ class Align:
     data: tuple[str, ...] = ()
     """Names of the data whose activations are matched; empty: all."""
     max_sweeps: int = 100
+    score: Literal["correlation", "inner_product"] = "correlation"
+    """How activations are compared; without meaning where weights are."""
     margin: float = 0.01
     """The least gain over the present order that is acted on, as a share of a perfect match."""
     seed: int = 0

@@ -154,6 +154,10 @@ class AlignEntry(Strict):
         list(Align.groups), description="The kinds of units that may change places."
     )
     data: DataNames | None = Field(None, description="Names of calibration data; absent: all.")
+    score: Annotated[str, one_of(*choices(Align, "score"))] = Field(
+        Align.score,
+        description="How activations are compared: each unit as strong as any other, or as strong as it is.",
+    )
     max_sweeps: Annotated[int, count(1)] = Field(
         Align.max_sweeps, description="So often are the groups gone through, at most."
     )

@@ -123,13 +123,27 @@ def test_a_shuffled_twin_merged_with_its_original_is_the_original(tmp_path, name
     assert any(abs(merged(plan, {})[n] - values).max() > 1e-2 for n, values in model.tensors.items())
 
 
+@pytest.mark.parametrize("score", ["correlation", "inner_product"])
 @pytest.mark.parametrize("name", ["llama", "mixtral"])
-def test_activations_find_the_same(tmp_path, name):
+def test_activations_find_the_same(tmp_path, name, score):
     model = twin(tmp_path, name)
     words(tmp_path)
     # Heads of random weights that share their values put out nearly the same, and differ by less than the margin.
-    plan = planned(tmp_path, DATA + LINEAR % f"{BY_ACTIVATIONS}, margin: 0")
-    assert_same(merged(plan, alignment(plan, root=tmp_path / "facts")), model.tensors)
+    plan = planned(tmp_path, DATA + LINEAR % f"{BY_ACTIVATIONS}, score: {score}, margin: 0")
+    found = alignment(plan, root=tmp_path / "facts")
+    assert_same(merged(plan, found), model.tensors)
+    assert all(match.found == pytest.approx(1, abs=1e-5) for match in found.sources[1].matches)
+
+
+def test_another_score_is_matched_anew(tmp_path):
+    twin(tmp_path, "llama")
+    words(tmp_path)
+    matches = []
+    for score in ("correlation", "inner_product"):
+        plan = planned(tmp_path, DATA + LINEAR % f"{BY_ACTIVATIONS}, groups: [mlp], score: {score}")
+        matches.append([match.identity for match in alignment(plan, root=tmp_path / "facts").sources[1].matches])
+    assert len(list((tmp_path / "facts").iterdir())) == 2
+    assert matches[0] != matches[1]
 
 
 @pytest.mark.parametrize("name", ["llama", "mixtral", "gpt_oss"])

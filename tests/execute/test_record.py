@@ -199,6 +199,9 @@ def test_two_models_are_compared_channel_by_channel(tmp_path):
             )
             for stream in (True, False)
         ]
+        products = record_pair(
+            first, second, batches("llama"), "inner", made_of={}, inputs=names, root=tmp_path / "inner"
+        )
         alike = record_pair(
             first,
             second,
@@ -215,6 +218,10 @@ def test_two_models_are_compared_channel_by_channel(tmp_path):
         found[1].get(DOWN, "input.correlation"), found[0].get(DOWN, "input.correlation"), atol=1e-5
     )
     assert found[0].get(DOWN, "input.correlation").argmax(1).tolist() == order.argsort().tolist()
+    np.testing.assert_allclose(products.get(DOWN, "input.inner"), (x.T @ x / len(x))[:, order], rtol=1e-3, atol=1e-6)
+    strength = np.sqrt(np.square(x).mean(0))
+    np.testing.assert_allclose(products.get(DOWN, "input.rms_1"), strength, rtol=1e-4)
+    np.testing.assert_allclose(products.get(DOWN, "input.rms_2"), strength[order], rtol=1e-4)
     assert alike.fields(DOWN) == ("input.cka", "input.count", "output.cka", "output.count")
     assert float(alike.get("model.layers.1", "output.cka")) == pytest.approx(1, abs=1e-6)
 

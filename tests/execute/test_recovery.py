@@ -66,7 +66,10 @@ def merged(folder, recipe):
 
 
 def assert_recovered(folder, name, kinds, method, margin, data=""):
-    """Merge nothing but the shuffled twin, turned: it is the original, and computes what that does."""
+    """Merge nothing but the shuffled twin, turned: it is the original, and computes what that does.
+
+    ``method`` may have other keys of ``align`` behind it.
+    """
     model, groups = shuffled(folder, name, kinds)
     found_of = json.dumps(sorted({group.kind for group in groups}))
     recipe = data + RECIPE.replace("METHOD", method).replace("GROUPS", found_of).replace("MARGIN", str(margin))
@@ -87,24 +90,35 @@ def test_by_weights(tmp_path, name):
     assert_recovered(tmp_path, name, KINDS, "weight_matching", 0.01)
 
 
+@pytest.mark.parametrize("score", ["correlation", "inner_product"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_by_activations(tmp_path, name):
+def test_by_activations(tmp_path, name, score):
     # Heads of random weights attend to everything alike: what they put out hardly differs, but where it does is exact.
     if name == "vit":
         (tmp_path / "images.py").write_text(IMAGES)
         (tmp_path / "words.txt").write_text("none of this is read")
     else:
         words(tmp_path)
-    assert_recovered(tmp_path, name, DEFAULT_KINDS, "activation_matching", 0, PIXELS if name == "vit" else WORDS)
+    method = f"activation_matching, score: {score}"
+    assert_recovered(tmp_path, name, DEFAULT_KINDS, method, 0, PIXELS if name == "vit" else WORDS)
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        "weight_matching",
+        "activation_matching, score: correlation",
+        "activation_matching, score: inner_product",
+    ],
+)
 @pytest.mark.parametrize("name", ["gpt2", "gqa", "mixtral"])
-def test_a_fine_tune_is_left_as_it_is(tmp_path, name):
+def test_a_fine_tune_is_left_as_it_is(tmp_path, name, method):
     model = made(name)
     tuned = noisy(model.tensors, 0.005)
     save(tmp_path / "first", model.tensors, model.config)
     save(tmp_path / "second", tuned, model.config)
-    recipe = RECIPE.replace("METHOD", "weight_matching").replace("GROUPS", json.dumps(DEFAULT_KINDS))
+    words(tmp_path)
+    recipe = WORDS + RECIPE.replace("METHOD", method).replace("GROUPS", json.dumps(DEFAULT_KINDS))
     found, said = merged(tmp_path, recipe.replace("MARGIN", "0.01"))
     for key, values in tuned.items():
         np.testing.assert_array_equal(found[key].view(values.dtype), values, err_msg=key)

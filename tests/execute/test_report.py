@@ -31,6 +31,7 @@ from mergetool.publish import sections as plain  # noqa: E402
 from mergetool.recipe import load  # noqa: E402
 
 ALIGN = "align: {method: weight_matching, reference: base}\n"
+BY_ACTIVATIONS = ALIGN.replace("weight", "activation")
 METHODS = {"regmean": "", "fisher": "", "dam": TRAIN.replace("held_out: 0", "held_out: 0.34")}
 
 
@@ -213,6 +214,25 @@ def test_gains_are_those_of_the_matching(outputs):
     assert mlp["places"] == ["0", "1", "2"]
     first = next(row for row in found if row["kind"] == "mlp" and row["source"] == "a")
     assert mlp["series"][1]["values"][0] == first["turned"]
+
+
+@pytest.mark.parametrize(
+    ("align", "by", "nothing"),
+    [
+        (BY_ACTIVATIONS, "the correlation of their activations", "0 what chance gives"),
+        (
+            BY_ACTIVATIONS.replace("}", ", score: inner_product}"),
+            "the inner products of their",
+            "match in part by chance",
+        ),
+    ],
+)
+def test_a_score_is_told_with_what_it_compares(shared, cache, tmp_path, monkeypatch, align, by, nothing):
+    monkeypatch.setenv("MERGETOOL_CACHE", str(cache))
+    made(shared, tmp_path / "merged", "linear", align)
+    section = numbers(tmp_path / "merged")["alignment"]
+    assert f"Units are compared by {by}" in section["reading"]
+    assert nothing in section["reading"]
 
 
 class Links(HTMLParser):

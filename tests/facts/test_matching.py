@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from anatomy.plain import conv, mlp
@@ -9,7 +11,7 @@ from anatomy.symmetric import made, outputs, random_permutations, turned
 
 from mergetool.anatomy import DEFAULT_KINDS, Group, Member, Turning
 from mergetool.errors import NonFinite, ShapeMismatch
-from mergetool.facts.matching import activation_matching, watched, weight_matching
+from mergetool.facts.matching import Score, activation_matching, watched, weight_matching
 
 ALL = (*DEFAULT_KINDS, "residual")
 FAMILIES = [
@@ -155,14 +157,20 @@ def test_fixed_permutations_stay():
     assert not {match.group for match in second.matches} & heads.keys()
 
 
-def correlations(seen):
-    """Correlations of what was seen at the same places of two models: a getter by tensor and side."""
+SCORES = ["correlation", "inner_product"]
+
+
+def alike(seen, score="correlation"):
+    """How alike channels seen at the same places of two models are: a getter by tensor and side."""
 
     def get(tensor, side):
         left, right = (each[tensor, side] for each in seen)
+        if score == "inner_product":
+            return Score(left.T @ right / len(left), *(np.sqrt(np.square(x).mean(0)) for x in (left, right)))
         left, right = (each - each.mean(0) for each in (left, right))
         spread = np.outer(left.std(0), right.std(0))
-        return left.T @ right / len(left) / np.where(spread == 0, 1.0, spread)
+        values = left.T @ right / len(left) / np.where(spread == 0, 1.0, spread)
+        return Score(values, np.ones(left.shape[1]), np.ones(right.shape[1]))
 
     return get
 
@@ -188,8 +196,9 @@ def watch(network, pairs, run, module=lambda tensor: tensor.rpartition(".")[0]):
     return seen
 
 
+@pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("make", [mlp, conv])
-def test_activations_turn_a_plain_network_back(make):
+def test_activations_turn_a_plain_network_back(make, score):
     model = make()
     groups = model.groups()
     exact = turned(model.tensors, groups, random_permutations(groups, seed=3))
@@ -203,23 +212,26 @@ def test_activations_turn_a_plain_network_back(make):
         with torch.no_grad():
             run = lambda network: network(model.inputs(400))  # noqa: E731
             seen.append(watch(network, pairs, run, name) if name else watch(network, pairs, run))
-    found = activation_matching(groups, correlations(seen))
+    found = activation_matching(groups, alike(seen, score))
 
     assert_turned_back(model, exact, groups, found.permutations)
+    assert all(match.found == pytest.approx(1, abs=1e-3) for match in found.matches)
 
 
+@pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("kinds", [DEFAULT_KINDS, ("mlp", "heads"), ("vo",), ("residual",)], ids=str)
 @pytest.mark.parametrize("name", ["gqa", "gpt2", "gpt_neox"])
-def test_activations_turn_a_transformer_back(name, kinds, tmp_path):
+def test_activations_turn_a_transformer_back(name, kinds, score, tmp_path):
     model = made(name)
     exact, _, groups = scrambled(model, kinds)
     pairs = watched(groups)
     other = noisy(exact, 0.0001)
     seen = [watch_transformer(model, tensors, pairs, tmp_path) for tensors in (model.tensors, other)]
     # The query heads of a tiny model's key-value head all attend alike: the usual margin would leave them in place.
-    found = activation_matching(groups, correlations(seen), margin=1e-6)
+    found = activation_matching(groups, alike(seen, score), margin=1e-6)
 
     assert_turned_back(model, exact, groups, found.permutations)
+    assert all(match.found == pytest.approx(1, abs=1e-3) for match in found.matches)
 
 
 def watch_transformer(model, tensors, pairs, folder):
@@ -239,7 +251,8 @@ def watch_transformer(model, tensors, pairs, folder):
         return watch(loaded, pairs, lambda network: network(input_ids=ids))
 
 
-def test_experts_are_matched_by_their_routers_and_their_units_by_weights():
+@pytest.mark.parametrize("score", SCORES)
+def test_experts_are_matched_by_their_routers_and_their_units_by_weights(score):
     model = made("mixtral")
     exact, other, groups = scrambled(model)
     pairs = watched(groups)
@@ -257,7 +270,7 @@ def test_experts_are_matched_by_their_routers_and_their_units_by_weights():
         order = turning.along(tensor, axis, values.shape[1])
         seen[1][tensor, side] = values[:, np.argsort(order)]
 
-    first = activation_matching(groups, correlations(seen))
+    first = activation_matching(groups, alike(seen, score))
     assert any(name.endswith("experts") for name in first.permutations)
     assert not any(name.endswith(".mlp") for name in first.permutations)
     second = weight_matching(groups, model.get, other.__getitem__, fixed=first.permutations)
@@ -317,9 +330,99 @@ def test_alignment_lowers_the_barrier_between_networks_trained_apart():
         number = lambda tensor: tensor.split(".")[1]  # noqa: E731
         seen = [watch(each, watched(groups), lambda network: network(inputs[:800]), number) for each in networks]
     by_weights = weight_matching(groups, tensors[0].__getitem__, tensors[1].__getitem__)
-    by_activations = activation_matching(groups, correlations(seen))
+    by_activations = [activation_matching(groups, alike(seen, score)) for score in SCORES]
 
     naive = loss_halfway(tensors[1])
-    losses = [loss_halfway(turned(tensors[1], groups, each.permutations)) for each in (by_weights, by_activations)]
+    losses = [loss_halfway(turned(tensors[1], groups, each.permutations)) for each in (by_weights, *by_activations)]
     assert losses[0] < 0.8 * naive
-    assert losses[1] < 0.5 * naive, (naive, losses)
+    assert max(losses[1:]) < 0.5 * naive, (naive, losses)
+
+
+def units(n, inner=1):
+    return Group("units", "units", n, (Member("w", 1, inner, 0, n * inner, role="input"),))
+
+
+def test_inner_products_find_the_order_of_least_distance():
+    """Against the distances of all permutations of six units, in float64; correlation takes no heed of strength."""
+    random = np.random.default_rng(2)
+    x, y = (random.normal(size=(200, 6)) * random.uniform(0.2, 5, 6) + random.normal(size=6) for _ in range(2))
+    found = activation_matching(
+        (units(6),), alike([{("w", "input"): x}, {("w", "input"): y}], "inner_product"), margin=0
+    )
+    distance = {order: np.square(x - y[:, order]).sum() for order in itertools.permutations(range(6))}
+    best = min(distance, key=distance.__getitem__)
+
+    assert tuple(found.permutations["units"]) == best
+    (match,) = found.matches
+    share = np.sqrt(np.square(x).mean(0)) @ np.sqrt(np.square(y).mean(0))[list(best)]
+    assert match.found == pytest.approx((x * y[:, best]).mean(0).sum() / share, rel=1e-12)
+    other = activation_matching((units(6),), alike([{("w", "input"): x}, {("w", "input"): y}]), margin=0)
+    assert distance[tuple(other.permutations["units"])] > distance[best]
+
+
+def test_strength_decides_between_units_that_rise_and_fall_alike():
+    random = np.random.default_rng(0)
+    rhythm = random.uniform(1, 2, (300, 1))
+    x = rhythm * [1.0, 4.0] + 0.1 * random.normal(size=(300, 2))
+    seen = [{("w", "input"): x}, {("w", "input"): x[:, ::-1]}]
+    found = activation_matching((units(2),), alike(seen, "inner_product"))
+    assert found.permutations["units"].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_units_that_never_do_anything_stay_or_fill_the_gaps(score):
+    """Of a shuffled twin those that are alive come back, and scores stay finite."""
+    random = np.random.default_rng(0)
+    x = np.maximum(random.normal(size=(300, 8)), 0) * [1, 1, 0, 1, 1, 0, 1, 1]
+    order = random.permutation(8)
+    found = activation_matching((units(8),), alike([{("w", "input"): x}, {("w", "input"): x[:, order]}], score))
+    back = order[found.permutations["units"]]
+    living = x.any(0)
+    assert (back[living] == np.arange(8)[living]).all()
+    (match,) = found.matches
+    assert match.found == pytest.approx(1 if score == "inner_product" else 0.75)
+
+    nothing = [{("w", "input"): np.zeros((5, 8))}] * 2
+    (match,) = activation_matching((units(8),), alike(nothing, score)).matches
+    assert (match.identity, match.found, match.moved) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_query_heads_of_other_strength_keep_to_their_group(score):
+    """Three groups of two query heads, whose outputs are of very different strength, and stay in place or come back."""
+    model = made("gqa")
+    groups = [group for group in model.groups(("heads",)) if group.module == model.groups(("heads",))[0].module]
+    ((tensor, side),) = watched(groups)
+    size = model.tensors[tensor].shape[1]
+    random = np.random.default_rng(1)
+    x = random.normal(size=(400, size)) * np.repeat(10.0 ** random.uniform(-1, 1, size // 4), 4) + 0.5
+    turning = Turning(groups, random_permutations(groups, seed=2))
+    order = turning.along(tensor, 1, size)
+    found = activation_matching(groups, alike([{(tensor, side): x}, {(tensor, side): x[:, order]}], score))
+    back = order[Turning(groups, found.permutations).along(tensor, 1, size)]
+    np.testing.assert_array_equal(back, np.arange(size))
+    assert all(match.found == pytest.approx(1) for match in found.matches)
+
+    near = x + 0.1 * x.std(0) * random.normal(size=x.shape)
+    tuned = activation_matching(groups, alike([{(tensor, side): x}, {(tensor, side): near}], score))
+    assert all(match.moved == 0 for match in tuned.matches)
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_activations_that_are_not_finite_are_refused(score):
+    x = np.ones((4, 3))
+    broken = x.copy()
+    broken[1, 1] = np.nan
+    with pytest.raises(NonFinite, match="units is matched by"):
+        activation_matching((units(3),), alike([{("w", "input"): x}, {("w", "input"): broken}], score))
+
+
+def test_a_twin_of_units_of_any_strength_is_found_without_the_assignment(monkeypatch):
+    """Rows have their largest products in the columns of strong units, and their least distance in their own."""
+    random = np.random.default_rng(0)
+    x = np.maximum(random.normal(size=(300, 40)), 0) * random.uniform(0.1, 9, 40)
+    order = random.permutation(40)
+    score = alike([{("w", "input"): x}, {("w", "input"): x[:, order]}], "inner_product")("w", "input")
+    assert len(set(score.scores.argmax(1))) < 40
+    monkeypatch.setattr("scipy.optimize.linear_sum_assignment", None)
+    np.testing.assert_array_equal(score.nearest(), np.argsort(order))

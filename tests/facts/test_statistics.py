@@ -85,9 +85,31 @@ def test_a_constant_channel_correlates_with_nothing():
     assert not s.finish_cross(state)["correlation"][1].any()
 
 
-def test_rows_of_other_tokens_are_refused():
+@pytest.mark.parametrize("channels", [6, 600])  # less than a strip, and more
+def test_inner_products_are_the_naive_ones_uncentred(channels):
+    x, y = rows(400, channels), rows(400, 5, seed=1)
+    x[:, 1] = 0
+    y[:, 2] = -2 * x[:, 3]
+    state = s.empty_inner(channels, 5)
+    for a, b in zip(in_batches(x), in_batches(y), strict=True):
+        s.accumulate_inner(state, a, b)
+    found = {name: value.numpy() for name, value in s.finish_inner(state).items()}
+    exact = [each.numpy().astype(np.float64) for each in (x, y)]
+    np.testing.assert_allclose(found["inner"], exact[0].T @ exact[1] / 400, rtol=1e-5, atol=1e-5)
+    for i, each in enumerate(exact, 1):
+        np.testing.assert_allclose(found[f"rms_{i}"], np.sqrt(np.square(each).mean(0)), rtol=1e-6)
+    assert not found["inner"][1].any()
+    assert found["rms_1"][1] == 0
+    assert found["inner"][3, 2] == pytest.approx(-found["rms_1"][3] * found["rms_2"][2], rel=1e-5)
+    assert float(found["count"]) == 400
+    assert not any(value.any() for value in s.finish_inner(s.empty_inner(2, 3)).values())
+
+
+@pytest.mark.parametrize("statistic", ["cross", "inner"])
+def test_rows_of_other_tokens_are_refused(statistic):
+    state = getattr(s, f"empty_{statistic}")(2, 2)
     with pytest.raises(ValueError, match="not the same tokens"):
-        s.accumulate_cross(s.empty_cross(2, 2), torch.ones(3, 2), torch.ones(4, 2))
+        getattr(s, f"accumulate_{statistic}")(state, torch.ones(3, 2), torch.ones(4, 2))
 
 
 def test_squared_gradients_and_sensitivities_are_means_over_samples():

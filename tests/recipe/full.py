@@ -65,6 +65,7 @@ align:
   groups: [mlp, heads]
   data: mixed
   max_sweeps: 50
+  score: inner_product
   margin: 0.02
   seed: 3
   verify: false

@@ -39,7 +39,7 @@ def test_every_key_has_its_meaning():
         adapter="adapter.py",
     )
     assert recipe.align == Align(
-        "activation_matching", "org/base", ("mlp", "heads"), ("mixed",), 50, margin=0.02, seed=3, verify=False
+        "activation_matching", "org/base", ("mlp", "heads"), ("mixed",), 50, "inner_product", 0.02, seed=3, verify=False
     )
     assert recipe.correct == Correct("tact", "output", "mean_std", 5.0, ("python", "talk"), 32, "head")
     assert recipe.train == Train(100, 1e-3, "linear", 0.1, 2.0, 4096, 50, 0.1, 10, 4, 5)
@@ -223,6 +223,18 @@ def test_data_sets_on_the_hub(path, parts):
             "",
         ),
         ("align: {method: weight_matching, max_sweeps: 0}", "7:46", "`max_sweeps` must be at least 1, not 0", ""),
+        (
+            "align: {method: activation_matching, score: inner_products}",
+            "7:45",
+            "`score` must be one of correlation, inner_product",
+            "did you mean `inner_product`?",
+        ),
+        (
+            "align: {method: weight_matching, score: inner_product}",
+            "7:34",
+            "`score` is about activations, and `weight_matching` compares weights",
+            "remove it, or use `method: activation_matching`",
+        ),
         ("align: {method: weight_matching, margin: -1}", "7:42", "`margin` must be at least 0, not -1", ""),
         ("align: {method: weight_matching, margin: .nan}", "7:42", "`margin` must be a finite number, not nan", ""),
         ("align: {method: weight_matching, verify: 1}", "7:42", "`verify` must be true or false", ""),

@@ -12,7 +12,16 @@ from mergetool.errors import PlanError
 from mergetool.execute.forward.places import Place
 from mergetool.execute.forward.watch import Seen, Told, Watch
 from mergetool.facts.cka import accumulate_hsic, empty_hsic, finish_hsic
-from mergetool.facts.statistics import State, Statistic, accumulate_cross, empty_cross, finish_cross
+from mergetool.facts.statistics import (
+    State,
+    Statistic,
+    accumulate_cross,
+    accumulate_inner,
+    empty_cross,
+    empty_inner,
+    finish_cross,
+    finish_inner,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,6 +31,19 @@ Facts = dict[str, "NDArray[Any]"]
 KERNEL_ROWS = 256
 """Rows of one CKA kernel, at most: a batch of more is several. The estimate is unbiased for any number, and a row
 costs as much as there are others with it."""
+
+
+def _accumulate_kernels(state: State, first: torch.Tensor, second: torch.Tensor) -> None:
+    for x, y in zip(first.split(KERNEL_ROWS), second.split(KERNEL_ROWS), strict=True):
+        accumulate_hsic(state, x, y)
+
+
+_PAIRS: dict[str, tuple[Callable[..., State], Callable[..., None], Callable[[State], State]]] = {
+    "cross": (empty_cross, accumulate_cross, finish_cross),
+    "inner": (empty_inner, accumulate_inner, finish_inner),
+    "cka": (lambda first, second, device: empty_hsic(device), _accumulate_kernels, finish_hsic),
+}
+"""The statistics of two models: how they begin, what adds rows of both, and what they come to."""
 
 
 class Tally:
@@ -103,7 +125,7 @@ class Pair:
     """A statistic of two models that see the same tokens.
 
     Args:
-        statistic: ``cross`` or ``cka``.
+        statistic: ``cross``, ``inner`` or ``cka``.
         first: what is seen of one.
         second: what is seen of the other, by the same names.
 
@@ -115,7 +137,7 @@ class Pair:
     """
 
     def __init__(self, statistic: str, first: Watch, second: Watch) -> None:
-        if statistic not in ("cross", "cka"):
+        if statistic not in _PAIRS:
             raise ValueError(f"{statistic} is no statistic of two models")
         self.statistic, self.watch, self.second = statistic, first, second
         self.seen: set[str] = set()
@@ -139,18 +161,14 @@ class Pair:
         runs[1](i, meet)
 
     def _add(self, key: tuple[str, str], first: torch.Tensor, second: torch.Tensor) -> None:
-        if self.statistic == "cka":
-            state = self._states.setdefault(key, empty_hsic(first.device))
-            for x, y in zip(first.split(KERNEL_ROWS), second.split(KERNEL_ROWS), strict=True):
-                accumulate_hsic(state, x, y)
-        else:
-            if key not in self._states:
-                self._states[key] = empty_cross(first.shape[1], second.shape[1], first.device)
-            accumulate_cross(self._states[key], first, second)
+        empty, accumulate, _ = _PAIRS[self.statistic]
+        if key not in self._states:
+            self._states[key] = empty(first.shape[1], second.shape[1], first.device)
+        accumulate(self._states[key], first, second)
 
     def finish(self) -> tuple[Facts, Mapping[str, str]]:
         """The facts of the step by their full names and who shares them; the next step begins with none."""
-        finish = finish_hsic if self.statistic == "cka" else finish_cross
+        finish = _PAIRS[self.statistic][2]
         facts = {
             f"{name}:{side}.{field}": value.cpu().numpy()
             for (name, side), state in sorted(self._states.items())

@@ -12,6 +12,16 @@ from mergetool.publish.sections import Cell, Panel, Section, Series, rounded
 
 _WHOLE = "whole model"
 """The place of groups that run through all layers."""
+_CHANCE = "0 what chance gives"
+_SCORES = {
+    "weight_matching": ("their weights", _CHANCE),
+    "correlation": ("the correlation of their activations", _CHANCE),
+    "inner_product": (
+        "the inner products of their activations",
+        "0 what units have that are never active together; activations of one sign match in part by chance",
+    ),
+}
+"""What units are compared by, and what a score of 0 means."""
 _KINDS = {
     "mlp": "hidden units of MLPs",
     "heads": "attention heads",
@@ -31,6 +41,8 @@ def alignment_section(aligned: Mapping[str, Aligned], reference: str, depth: Dep
         depth: the places of the models' tensors.
     """
     found = next(iter(aligned.values()))
+    how = found.facts.made_of["align"]
+    by, nothing = _SCORES[how["score"] if how["method"] == "activation_matching" else how["method"]]
     places = {group.name: _place(group.tensors, depth) for group in found.groups}
     kinds = dict.fromkeys(group.kind for group in found.groups)
     kind_of = {group.name: group.kind for group in found.groups}
@@ -44,9 +56,9 @@ def alignment_section(aligned: Mapping[str, Aligned], reference: str, depth: Dep
         name="alignment",
         title="Alignment: what turning the models gained",
         found=_found(aligned, reference),
-        reading=f"1 is a perfect match of units with those of {reference}, 0 what chance gives. Dashed: units as they "
-        "lie in the file. Solid: units in the order in which they are merged. Several groups of one layer are "
-        "averaged by their size.",
+        reading=f"Units are compared by {by}. 1 is a perfect match of units with those of {reference}, {nothing}. "
+        "Dashed: units as they lie in the file. Solid: units in the order in which they are merged. Several groups of "
+        "one layer are averaged by their size.",
         warning="Solid curves near 0: nothing was found that belongs together, and the average of such units is "
         "noise. Dashed curves near 1: the models had one order from the start, and alignment was not needed.",
         x="layer",
