@@ -130,7 +130,7 @@ def run(bench: Bench, draw: Draw, settings: Settings, folder: Path | None = None
     for name, start in bench.base.items():
         tensors = [weights[name].numpy() for weights in bench.specialists.values()]
         base = start.numpy() if settings.form == "delta" else None
-        merged[name] = torch.from_numpy(apply(made.values[name], made.axes[name], tensors, base)).float()
+        merged[name] = torch.from_numpy(apply(made.of(name), tensors, base)).float()
     return trained, merged
 
 

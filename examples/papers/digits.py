@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from digits_data import Data, Task, UnavailableError, fetch, task
-from digits_merging import DAM, PUBLISHED, average, dam, regmean, scale_each, task_arithmetic, ties
+from digits_merging import COLUMNS, DAM, PUBLISHED, average, dam, regmean, scale_each, task_arithmetic, ties
 from digits_networks import (
     LAYERS,
     STEPS,
@@ -208,8 +208,10 @@ def many_tasks(seed: int, folder: Path | None) -> Rows:
             "TIES, best scale": score(ties(base, some, trimmed)),
             "RegMean": score(regmean(some, own)),
             "DAM, per tensor": score(dam(base, some, own, replace(DAM, granularity="tensor"))),
-            "DAM, per column": score(dam(base, some, own)),
-            f"DAM, per column, {FEWER} images a task": score(dam(base, some, few)),
+            "DAM, per column": score(dam(base, some, own, COLUMNS)),
+            f"DAM, per column, {FEWER} images a task": score(dam(base, some, few, COLUMNS)),
+            "DAM, per row and column": score(dam(base, some, own)),
+            f"DAM, per row and column, {FEWER} images a task": score(dam(base, some, few)),
             "DAM as published": score(dam(base, some, own, PUBLISHED)),
             "DAM as published, no similarity term": score(dam(base, some, own, replace(PUBLISHED, similarity=0.0))),
             "experts": _mean(accuracy(weights, each.test) for weights, each in zip(some, tasks, strict=False)),

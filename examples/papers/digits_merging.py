@@ -23,7 +23,8 @@ EACH = [round(0.1 * i, 1) for i in range(16)]  # scales of one delta
 ROWS = 32  # images of each task in a step of DAM
 DAM = Settings(held_out=0.0)
 """As by default, but that all images are trained on."""
-PUBLISHED = replace(DAM, form="full", trainable=("linear",), learning_rate=1e-2, temperature=2.0, similarity=0.01)
+COLUMNS = replace(DAM, granularity="column")
+PUBLISHED = replace(COLUMNS, form="full", trainable=("linear",), learning_rate=1e-2, temperature=2.0, similarity=0.01)
 """As the paper has it: whole weights, and a penalty on similar coefficients."""
 
 
@@ -129,5 +130,5 @@ def dam(base: Weights, several: Sequence[Weights], data: Sequence[Data], setting
     for name, start in base.items():
         tensors = [weights[name].numpy() for weights in several]
         origin = start.numpy() if settings.form == "delta" else None
-        result[name] = torch.from_numpy(apply(made.values[name], made.axes[name], tensors, origin)).float()
+        result[name] = torch.from_numpy(apply(made.of(name), tensors, origin)).float()
     return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,23 +22,36 @@ class Extra:
     Attributes:
         values: one for each place along ``axes``.
         axes: the axes of the tensor along which they differ, ascending; none for one number, all for one a weight.
+        added: numbers along other axes that are added to these.
     """
 
     values: NDArray[Any]
     axes: tuple[int, ...]
+    added: Extra | None = None
 
     def tile(self, shape: tuple[int, ...], start: int, stop: int) -> NDArray[np.float32]:
         """The numbers of a run of coordinates of a tensor of this shape."""
+        own = self._own(shape, start, stop)
+        return own if self.added is None else own + self.added.tile(shape, start, stop)
+
+    def _own(self, shape: tuple[int, ...], start: int, stop: int) -> NDArray[np.float32]:
         if len(self.axes) == len(shape):
             return np.ascontiguousarray(self.values.reshape(-1)[start:stop], np.float32)
         if not self.axes:
             return np.full(stop - start, self.values.reshape(()), np.float32)
-        if self.axes == (len(shape) - 1,):
-            first = start % shape[-1]
-            rows = -(-(first + stop - start) // shape[-1])
-            return np.tile(np.asarray(self.values, np.float32), rows)[first : first + stop - start]
-        places = np.unravel_index(np.arange(start, stop), shape)
-        return np.ascontiguousarray(self.values[tuple(places[axis] for axis in self.axes)], np.float32)
+        *outer, last = self.axes
+        alike = prod(shape[last + 1 :])  # neighbours that have one number in common
+        if len(outer) == last:  # all axes up to the last
+            rows = slice(start // alike, -(-stop // alike))
+            made = np.repeat(np.asarray(self.values.reshape(-1)[rows], np.float32), alike)
+            return made[start - rows.start * alike :][: stop - start]
+        width = shape[last] * alike
+        first, until = start // width, -(-stop // width)
+        places = np.unravel_index(np.arange(first, until), shape[:last])
+        some = self.values[tuple(places[axis] for axis in outer)]
+        made = np.empty((until - first, width), np.float32)
+        made[:] = some if alike == 1 else some.repeat(alike, axis=-1)
+        return made.reshape(-1)[start - first * width :][: stop - start]
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,8 @@ from mergetool.recipe.data import Train
 
 KIND = TRAINED
 """What folders of trained coefficients are called."""
+FIELDS = ("coefficients", "row_coefficients")
+"""What facts call the coefficients of a weight, and those of its rows that are added to them."""
 
 
 def train_all(
@@ -205,7 +207,7 @@ def _slots(
     mine = {job.name for job in jobs}
     how = {"granularity": settings.granularity, "trainable": settings.trainable, "transposed": turned}
     drawn = slots(parts, shapes, **how)  # type: ignore[arg-type]
-    return tuple(slot if slot.name in mine else replace(slot, trained=False) for slot in drawn)
+    return tuple(slot if slot.name in mine else slot.untrained() for slot in drawn)
 
 
 def _trained(
@@ -225,6 +227,11 @@ def _written(trained: Trained, settings: Settings, found: Making) -> Facts:
     """The coefficients as facts of their weights, and with all about them as :mod:`.train.product` keeps them."""
     # What a killed run goes on with stays until the folder is whole: `finish` leaves it behind.
     made = trained.coefficients
-    found.add("train", {f"{name}:coefficients": values for name, values in made.values.items()}, {}, made.values)
+    kept = {
+        f"{name}:{field}": values
+        for name in made.weights
+        for field, (values, _) in zip(FIELDS, made.of(name), strict=False)  # most have one
+    }
+    found.add("train", kept, {}, made.weights)
     write_coefficients(found.path, trained, settings)
     return found.finish(beside=(COEFFICIENTS, ABOUT))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,7 +103,8 @@ class Prepared:
             if made is None or job.name not in made.values:
                 return None
             row = made.sources.index(self.plan.sources[merged(job)[source]].label)
-            return Extra(made.values[job.name][row], made.axes[job.name])
+            first, *added = (Extra(values[row], axes) for values, axes in made.of(job.name))
+            return replace(first, added=added[0]) if added else first
         values = self._values(job, wanted(job)[name], source)
         return None if values is None or values.shape != job.shape else Extra(values, tuple(range(values.ndim)))
 

@@ -87,34 +87,39 @@ class _Merged(torch.autograd.Function):  # type: ignore[misc]
     """Nothing is saved for the backward pass but where the weights are: it reads them again."""
 
     @staticmethod
-    def forward(ctx: Any, coefficients: torch.Tensor, reads: Reads) -> torch.Tensor:
+    def forward(ctx: Any, reads: Reads, *coefficients: torch.Tensor) -> torch.Tensor:
         ctx.reads = reads
         slot, count = reads.slot, len(reads.sources)
-        factors = coefficients.to(reads.device, reads.dtype).reshape(slot.over_weight(count))
+        factors = [
+            (0 in each.axes, values.to(reads.device, reads.dtype).reshape(each.over_weight(count)))
+            for each, values in zip(slot.sets, coefficients, strict=True)
+        ]
         base = reads.start()
         total = torch.zeros(slot.shape, device=reads.device, dtype=reads.dtype) if base is None else base.clone()
         for source, run, tensor in reads.runs(base):
-            total[run].addcmul_(tensor, factors[source][run] if 0 in slot.axes else factors[source])
+            first, *added = (values[source][run] if along else values[source] for along, values in factors)
+            total[run].addcmul_(tensor, sum(added, first))
             del tensor  # a part of the source's
-        ctx.like = coefficients.detach()
+        ctx.like = [values.detach() for values in coefficients]
         return total
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, None]:
-        if not ctx.needs_input_grad[0]:
-            return None, None
-        slot, (gradient,) = ctx.reads.slot, gradients
-        made = torch.zeros(slot.coefficients(len(ctx.reads.sources)), device=gradient.device, dtype=gradient.dtype)
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        sets, (gradient,) = ctx.reads.slot.sets, gradients
+        if not any(ctx.needs_input_grad):
+            return (None,) * (1 + len(sets))
+        made = [gradient.new_zeros(each.coefficients(len(ctx.reads.sources))) for each in sets]
         for source, run, tensor in ctx.reads.runs(ctx.reads.start()):
             product = gradient[run] * tensor
-            # Of no axes at all torch would sum over every axis.
-            found = product.sum(slot.summed) if slot.summed else product
-            own = made[source]
-            if 0 in slot.axes:
-                own = own[run]
-            own += found
-            del tensor, product
-        return made.to(ctx.like), None
+            for each, values in zip(sets, made, strict=True):
+                # Of no axes at all torch would sum over every axis.
+                found = product.sum(each.summed) if each.summed else product
+                own = values[source]
+                if 0 in each.axes:
+                    own = own[run]
+                own += found
+            del tensor, product, found
+        return (None, *(values.to(like) for values, like in zip(made, ctx.like, strict=True)))
 
 
 def _runs(shape: tuple[int, ...]) -> Iterator[Run]:
@@ -127,21 +132,23 @@ def _runs(shape: tuple[int, ...]) -> Iterator[Run]:
         yield slice(start, start + step)
 
 
-def merged(coefficients: torch.Tensor, reads: Reads) -> torch.Tensor:
+def merged(coefficients: Sequence[torch.Tensor], reads: Reads) -> torch.Tensor:
     """``W = sum_i W_i diag(c_i)``, or with a base ``W_0 + sum_i D_i diag(c_i)``, differentiable by ``c``.
 
-    With ``G = dL/dW`` the gradient of column j is ``dL/dc_i[j] = sum_o G[o, j] W_i[o, j]``. The sources are read once
-    for the forward and once for the backward pass, one at a time; of none is anything kept between the two.
+    With ``G = dL/dW`` the gradient of column j is ``dL/dc_i[j] = sum_o G[o, j] W_i[o, j]``, and of a row that is added
+    ``dL/dr_i[o] = sum_j G[o, j] W_i[o, j]``. The sources are read once for the forward and once for the backward pass,
+    one at a time; of none is anything kept between the two.
 
     Args:
-        coefficients: [sources, ...] as the slot says, float32 or float64 whatever the weights are.
+        coefficients: for each of the slot's sets [sources, ...], float32 or float64 whatever the weights are.
         reads: the weights, and the dtype and device of the result.
 
     Raises:
         ShapeMismatch: a weight or the coefficients do not have the shape that the slot says.
     """
-    wanted = reads.slot.coefficients(len(reads.sources))
-    if tuple(coefficients.shape) != wanted:
-        raise ShapeMismatch(f"the coefficients have shape {tuple(coefficients.shape)}, not {wanted}", reads.slot.name)
-    result: torch.Tensor = _Merged.apply(coefficients, reads)
+    for each, values in zip(reads.slot.sets, coefficients, strict=True):
+        wanted = each.coefficients(len(reads.sources))
+        if tuple(values.shape) != wanted:
+            raise ShapeMismatch(f"the coefficients have shape {tuple(values.shape)}, not {wanted}", each.label)
+    result: torch.Tensor = _Merged.apply(reads, *coefficients)
     return result

@@ -1,6 +1,7 @@
 """Penalties on DAM's coefficients themselves: similarity, overlap, L1, L2; and coefficients that sum to one.
 
-Coefficients are given tensor by tensor, [sources, ...]; penalties are summed over the tensors.
+Coefficients are given tensor by tensor, [sources, ...]; penalties are summed over the tensors. Where a weight's are the
+sum of its columns' and its rows', penalties look at its :func:`marginals` as if they were two tensors' coefficients.
 """
 
 from __future__ import annotations
@@ -11,7 +12,29 @@ from itertools import combinations
 import torch
 from torch.nn.functional import cosine_similarity
 
+from mergetool.facts.dam import Slot
 from mergetool.facts.dam_merge import Reads
+
+
+def marginals(slot: Slot, coefficients: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """The coefficient of each column in the mean over its rows, and of each row in the mean over its columns.
+
+    Numbers that are taken from all columns and given to all rows change no weight, and so nothing of these. A weight
+    with one set of coefficients has them as they are.
+
+    Args:
+        slot: a weight's coefficients.
+        coefficients: of each of its sets, [sources, ...].
+    """
+    if slot.rows is None:
+        return tuple(coefficients)
+    sets, count = slot.sets, len(coefficients[0])
+    wide = [c.reshape(each.over_weight(count)) for each, c in zip(sets, coefficients, strict=True)]
+    made = []
+    for own, other in ((0, 1), (1, 0)):
+        along = [1 + axis for axis in sets[other].axes if axis not in sets[own].axes]
+        made.append((wide[own] + wide[other].mean(along, keepdim=True)).reshape(sets[own].coefficients(count)))
+    return tuple(made)
 
 
 def similarity(coefficients: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -69,9 +92,9 @@ def norms(coefficients: Sequence[torch.Tensor], order: int) -> torch.Tensor:
     return total
 
 
-def sum_to_one(coefficients: torch.Tensor) -> torch.Tensor:
-    """The nearest coefficients whose sum over the sources is one: ``c_i + (1 - sum_j c_j) / N``."""
-    return coefficients + (1.0 - coefficients.sum(0)) / len(coefficients)
+def sum_to(total: float, coefficients: torch.Tensor) -> torch.Tensor:
+    """The nearest coefficients whose sum over the sources is a total: ``c_i + (total - sum_j c_j) / N``."""
+    return coefficients + (total - coefficients.sum(0)) / len(coefficients)
 
 
 def penalty(

@@ -28,8 +28,9 @@ def dam(
     coefficient: Any,
     *,
     granularity: Annotated[
-        Literal["column", "row", "tensor", "layer"], Doc("What shares one coefficient of each source.")
-    ] = "column",
+        Literal["row+column", "column", "row", "tensor", "layer"],
+        Doc("What shares one coefficient of each source; `row+column` adds that of an entry's row to its column's."),
+    ] = "row+column",
     trainable: Annotated[
         Literal["linear+embedding+norm", "linear+embedding", "linear", "embedding"],
         Doc("What is trained; the rest is averaged."),

@@ -17,6 +17,7 @@ from execute.forward.tiny import opened  # noqa: E402
 from execute.prepare_models import TRAIN, Told, about, asking, known, models, planned, tokenizer  # noqa: E402
 from mergetool.errors import CheckpointError, NonFinite, PlanError  # noqa: E402
 from mergetool.execute.calibration import open_tokenizer, read  # noqa: E402
+from mergetool.execute.fact_folder import open_facts  # noqa: E402
 from mergetool.execute.job import work  # noqa: E402
 from mergetool.execute.parts import finish, run_part  # noqa: E402
 from mergetool.execute.prepare import prepare  # noqa: E402
@@ -157,12 +158,19 @@ def test_coefficients_are_trained_once_and_told_by_their_axes(shared, tmp_path, 
     assert told.labels == ["train"]
     found = [made.extra(plan.job(DOWN), "coefficient", source) for source in range(2)]
     assert [(each.values.shape, each.axes) for each in found] == [((24,), (1,))] * 2
+    assert [(each.added.values.shape, each.added.axes) for each in found] == [((16,), (0,))] * 2
     assert not np.array_equal(found[0].values, found[1].values)
     assert np.any(found[0].values != 0.5)
+    assert np.any(found[0].added.values != 0.0)
     again = prepare(plan, root=tmp_path, progress=told)
     assert told.labels == ["train"]
     np.testing.assert_array_equal(again.extra(plan.job(DOWN), "coefficient", 1).values, found[1].values)
     (path,) = tmp_path.glob("coefficients-*")
+    kept = open_facts(path)
+    assert kept.fields(DOWN) == ("coefficients", "row_coefficients")
+    np.testing.assert_array_equal(kept.get(DOWN, "row_coefficients")[1], found[1].added.values)
+    assert "model.norm.weight" in kept.names
+    assert kept.fields("model.norm.weight") == ("coefficients",)
     assert about(path)["made_of"]["settings"]["steps"] == 4
     assert json.loads((path / "dam.json").read_text())["sources"] == ["a", "b"]
 

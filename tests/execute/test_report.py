@@ -190,17 +190,19 @@ def test_curves_and_coefficients_are_those_of_the_training(outputs):
     assert held["marks"] == [[about["best_step"], f"taken: step {about['best_step']}"]]
     values = open_facts(folder)
     for row in rows(found["coefficients"]):
-        own = values.get(row["weight"], "coefficients")[("a", "b").index(row["source"])]
+        weight, _, added = row["weight"].partition(":")
+        own = values.get(weight, "row_coefficients" if added else "coefficients")[("a", "b").index(row["source"])]
         expected = pytest.approx((own.min(), own.mean(dtype=np.float64), own.max()), rel=1e-5)
         assert (row["least"], row["mean"], row["largest"]) == expected
     panel = found["coefficients"]["panels"][1]
     assert (panel["title"], panel["places"]) == ("b", ["in", "0", "1", "2", "out"])
     names = [name for name in values.names if ".layers.1." in name]
-    pool = np.concatenate([values.get(name, "coefficients")[1].ravel() for name in names]).astype(np.float64)
-    (curve,) = panel["series"]
-    assert curve["values"][2] == pytest.approx(pool.mean(), rel=1e-5)
-    assert curve["bands"][0][2] == pytest.approx([pool.min(), pool.max()], rel=1e-5)
-    assert curve["bands"][1][2] == pytest.approx(np.quantile(pool, [0.1, 0.9]), rel=1e-5)
+    columns = np.concatenate([values.get(name, "coefficients")[1].ravel() for name in names]).astype(np.float64)
+    rows_of = [values.get(name, "row_coefficients")[1] for name in names if len(values.fields(name)) > 1]
+    for curve, pool in zip(panel["series"], (columns, np.concatenate(rows_of).astype(np.float64)), strict=True):
+        assert curve["values"][2] == pytest.approx(pool.mean(), rel=1e-5)
+        assert curve["bands"][0][2] == pytest.approx([pool.min(), pool.max()], rel=1e-5)
+        assert curve["bands"][1][2] == pytest.approx(np.quantile(pool, [0.1, 0.9]), rel=1e-5)
 
 
 def test_gains_are_those_of_the_matching(outputs):

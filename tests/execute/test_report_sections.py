@@ -57,12 +57,34 @@ def test_coefficients_of_many_deep_models_have_a_panel_each():
     depth = Depth(("in", *map(str, range(DEEP)), "out"), {f"w{i}": i for i in range(DEEP + 2)})
     random = np.random.default_rng(0)
     values = {name: random.normal(0.3, 0.2, (8, 5)).astype(np.float32) for name in depth.at}
-    section = coefficients_section(Coefficients("delta", "column", tuple(NAMES), "b", values, {}), NAMES, "b", depth)
+    axes = dict.fromkeys(values, (1,))
+    section = coefficients_section(Coefficients("delta", "column", tuple(NAMES), "b", values, axes), NAMES, "b", depth)
     assert [panel.title for panel in section.panels] == NAMES
+    assert all(len(panel.series) == 1 for panel in section.panels)
+    assert "one for every column" in section.found
     assert section.line == 0.125
     for bands in (panel.series[0].bands for panel in section.panels):
         assert all(low <= inner_low <= inner_high <= high for (low, high), (inner_low, inner_high) in zip(*bands))
     assert size(drawing.draw(section)) == (1200, size(drawing.draw(section))[1])
+
+
+def test_what_rows_add_is_a_curve_of_its_own():
+    depth = Depth(("in", "0", "out"), {"in": 0, "w": 1, "norm": 2})
+    random = np.random.default_rng(0)
+    values = {name: random.normal(0.5, 0.2, (2, 5)).astype(np.float32) for name in depth.at}
+    values |= {f"{name}:rows": random.normal(0.0, 0.2, (2, 7)).astype(np.float32) for name in ("in", "w")}
+    axes = {name: (0,) if name.endswith("rows") else (1,) for name in values}
+    made = Coefficients("delta", "row+column", ("a", "b"), "base", values, axes)
+    section = coefficients_section(made, ["a", "b"], "base", depth)
+    for number, panel in enumerate(section.panels):
+        columns, rows = panel.series
+        assert columns.values == tuple(rounded(float(values[n][number].mean(dtype=np.float64))) for n in depth.at)
+        added = [rounded(float(values[f"{n}:rows"][number].mean(dtype=np.float64))) for n in ("in", "w")]
+        assert (rows.values, rows.style) == ((*added, None), "added")
+        assert rows.bands[0][2] == (None, None)
+    assert "the sum of its column's and its row's" in section.found
+    assert {row[1] for row in section.rows} == set(values)
+    assert size(drawing.draw(section))[0] == 1200
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,13 @@ from mergetool.execute.train.loop import train  # noqa: E402
 from mergetool.execute.train.product import read_coefficients, summary, write_coefficients  # noqa: E402
 from mergetool.execute.train.settings import Settings  # noqa: E402
 from mergetool.execute.train.state import begin  # noqa: E402
-from mergetool.facts.dam import apply  # noqa: E402
+from mergetool.facts.dam import Slot, apply  # noqa: E402
 from mergetool.facts.dam_losses import LOSSES, Target  # noqa: E402
 from tests.execute.train_models import (  # noqa: E402
     QUICK,
     TIME,
+    VOCABULARY,
+    WIDTH,
     data,
     models,
     objective_of,
@@ -48,11 +50,11 @@ def test_the_merge_of_the_product_is_what_was_trained():
     made = trained.coefficients
     base, sources = given.base[1].tensors, [each.tensors for each in given.sources.values()]
     merged = {
-        name: torch.from_numpy(apply(c, made.axes[name], [s[name].numpy() for s in sources], base[name].numpy()))
-        for name, c in made.values.items()
+        name: torch.from_numpy(apply(made.of(name), [s[name].numpy() for s in sources], base[name].numpy()))
+        for name in made.weights
     }
     objective = objective_of(given, data(), QUICK)
-    values = {slot.key: torch.from_numpy(made.values[slot.name]) for slot in given.slots}
+    values = {each.key: torch.from_numpy(made.values[each.label]) for slot in given.slots for each in slot.sets}
     with torch.no_grad():
         weights = objective.student.weights(lambda name: objective.coefficients(values, name))
     assert all(torch.allclose(weights[name].double(), merged[name], atol=1e-6) for name in merged)
@@ -65,13 +67,14 @@ def test_what_is_not_trained_stays_the_average_and_is_merged_once():
     for slot in given.slots:
         found = values_of(trained)[slot.name]
         assert np.all(found == np.float32(1 / 3)) != slot.trained
+        assert (f"{slot.name}:rows" in values_of(trained)) == (slot.trained and len(slot.shape) > 1)
 
 
 def test_biases_begin_at_one_nth_like_everything_else():
     given = models(3)
     objective = objective_of(given, data(3), replace(QUICK, form="full"))
     bias = next(slot for slot in given.slots if slot.name.endswith("up_proj.bias"))
-    state = begin({s.key: s.coefficients(3) for s in given.slots}, objective.start, QUICK, "cpu")
+    state = begin(given.slots, 3, objective.start, QUICK, "cpu")
     with torch.no_grad():
         weights = objective.student.weights(lambda name: objective.coefficients(state.values, name))
     average = sum(source.tensors[bias.name] for source in given.sources.values()) / 3
@@ -84,22 +87,32 @@ def test_coefficients_are_float32_whatever_the_weights_are():
     for source in (*given.sources.values(), given.base[1]):
         source.tensors = {name: tensor.bfloat16() for name, tensor in source.tensors.items()}
     trained = train(given, data(), replace(QUICK, steps=1, learning_rate=1e-4, warmup=0.0, held_out=0.0))
-    moved = {float(abs(x - 0.5)) for c in values_of(trained).values() for x in c.ravel()}
+    start = {name: 0.0 if name.endswith(":rows") else 0.5 for name in values_of(trained)}
+    moved = {float(abs(x - start[name])) for name, c in values_of(trained).items() for x in c.ravel()}
     assert 0 < max(moved) < 2e-4  # the step of bfloat16 at a half is 2e-3
 
 
 def test_coefficients_without_a_gradient_do_not_decay():
-    state = begin({"row": (2, 3)}, 0.5, QUICK, "cpu")
-    state.values["row"].grad = torch.zeros(2, 3)
+    state = begin([Slot("w", (4, 3), (1,), "w", True)], 2, 0.5, QUICK, "cpu")
+    state.values["w"].grad = torch.zeros(2, 3)
     state.optimizer.step()
-    assert torch.equal(state.values["row"], torch.full((2, 3), 0.5))
+    assert torch.equal(state.values["w"], torch.full((2, 3), 0.5))
+
+
+def test_rows_begin_at_zero_and_columns_at_one_nth():
+    given = models(3)
+    state = begin(given.slots, 3, 1 / 3, QUICK, "cpu")
+    added = {key: value for key, value in state.values.items() if key.endswith(":rows")}
+    assert len(added) == sum(slot.rows is not None for slot in given.slots) > 0
+    for key, value in state.values.items():
+        assert torch.equal(value, torch.full_like(value, 0.0 if key in added else 1 / 3))
 
 
 def test_a_batch_of_rows_weighs_as_its_tokens_do_not_as_its_pads():
     given, settings = models(), replace(QUICK, batch_tokens=2 * 3 * TIME, held_out=0.0)
     ragged = [texts(seed, 6, (2, TIME, 4)) for seed in (1, 2)]
     objective = objective_of(given, ragged, settings)
-    shapes = {slot.key: slot.coefficients(2) for slot in given.slots}
+    shapes = {each.key: each.coefficients(2) for slot in given.slots for each in slot.sets}
     values = {key: torch.full(shape, 0.4, requires_grad=True) for key, shape in shapes.items()}
     losses, _ = objective.gradients(values, 0)
 
@@ -119,7 +132,12 @@ def test_the_folder_gives_back_what_was_trained(tmp_path):
     trained = train(models(), data(), QUICK)
     write_coefficients(tmp_path, trained, QUICK)
     found = read_coefficients(tmp_path)
-    assert (found.form, found.granularity) == ("delta", "column")
+    assert (found.form, found.granularity) == ("delta", "row+column")
+    embedding = "model.embed_tokens.weight"
+    assert [(values.shape, axes) for values, axes in found.of(embedding)] == [
+        ((2, WIDTH), (1,)),
+        ((2, VOCABULARY), (0,)),
+    ]
     assert (found.sources, found.base) == (("source0", "source1"), "base")
     assert found.axes == trained.coefficients.axes
     assert all(np.array_equal(found.values[name], each) for name, each in values_of(trained).items())
@@ -127,6 +145,17 @@ def test_the_folder_gives_back_what_was_trained(tmp_path):
     assert about["curve"] == trained.curve
     assert about["summary"]["source0"]["min"] <= about["summary"]["source0"]["mean"]
     assert summary(found) == about["summary"]
+
+
+def test_a_folder_of_columns_alone_is_read_as_well(tmp_path):
+    columns = replace(QUICK, granularity="column")
+    trained = train(models(granularity="column"), data(), columns)
+    write_coefficients(tmp_path, trained, columns)
+    about = json.loads((tmp_path / "dam.json").read_text())
+    assert about["axes"]["model.embed_tokens.weight"] == [1]
+    found = read_coefficients(tmp_path)
+    assert found.weights == tuple(found.values)
+    assert all(len(found.of(name)) == 1 for name in found.weights)
 
 
 def test_a_folder_that_is_not_complete_is_refused(tmp_path):
@@ -144,8 +173,8 @@ def test_a_folder_that_is_not_complete_is_refused(tmp_path):
 def test_every_loss_and_penalty_trains(loss):
     more = {"similarity": 0.1, "overlap": 1e-3, "weighted_overlap": 1e-3, "l1": 1e-3, "l2": 1e-3}
     trained = train(models(3), data(3), replace(QUICK, loss=loss, sum_to_one=True, topk=5, **more))
-    for c in values_of(trained).values():
-        assert c.sum(0) == pytest.approx(1.0, abs=1e-5)
+    for name, c in values_of(trained).items():
+        assert c.sum(0) == pytest.approx(0.0 if name.endswith(":rows") else 1.0, abs=1e-5)
     assert trained.curve["steps"][0]["penalty"] > 0
 
 

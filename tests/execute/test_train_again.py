@@ -70,17 +70,19 @@ def kill_at(step):
 
 @pytest.mark.parametrize("topk", [0, 5])
 @pytest.mark.parametrize("step", [1, 7, 11])
-def test_a_killed_training_goes_on_and_gives_the_same_coefficients(tmp_path, topk, step):
-    settings = replace(QUICK, topk=topk, save_every=4)
-    whole = train(models(), data(), replace(settings, save_every=0))
+@pytest.mark.parametrize("granularity", ["row+column", "column"])
+def test_a_killed_training_goes_on_and_gives_the_same_coefficients(tmp_path, topk, step, granularity):
+    settings = replace(QUICK, topk=topk, save_every=4, granularity=granularity)
+    own = {"granularity": granularity}
+    whole = train(models(**own), data(), replace(settings, save_every=0))
     with pytest.raises(Killed):
-        train(models(), data(), settings, folder=tmp_path, progress=kill_at(step))
+        train(models(**own), data(), settings, folder=tmp_path, progress=kill_at(step))
     seen = []
-    again = train(models(), data(), settings, folder=tmp_path, progress=lambda record: seen.append(record["step"]))
+    again = train(models(**own), data(), settings, folder=tmp_path, progress=lambda record: seen.append(record["step"]))
     assert seen[0] == step - step % 4 + 1
     assert same(whole, again)
     assert again.curve == whole.curve
-    assert train(models(), data(), settings, folder=tmp_path, progress=kill_at(1)).steps == again.steps
+    assert train(models(**own), data(), settings, folder=tmp_path, progress=kill_at(1)).steps == again.steps
 
 
 def test_another_training_does_not_go_on_from_this_one(tmp_path):

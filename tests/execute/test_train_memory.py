@@ -73,7 +73,7 @@ def peak_of(step):
     """The peak of a step in layers, and the gradients it found."""
     names = [f"mlp.{i}.weight" for i in range(LAYERS)]
     parts = {name: Part("mlp.up", "mlp", i, LAYERS, 0.0, None, None, False) for i, name in enumerate(names)}
-    drawn = slots(parts, dict.fromkeys(names, (WIDTH, WIDTH)))
+    drawn = slots(parts, dict.fromkeys(names, (WIDTH, WIDTH)), granularity="column")
     sources = [Generated(seed) for seed in range(SOURCES)]
     values = {name: torch.full((SOURCES, WIDTH), 1 / SOURCES, requires_grad=True) for name in names}
     torch.manual_seed(0)
@@ -86,7 +86,7 @@ def peak_of(step):
 def streamed(drawn, sources, values, x):
     module = hollow(Net())
     student = Student(module, same_names(module, list(values)), {s.name: Reads(s, sources) for s in drawn})
-    student.logits(student.weights(values.__getitem__), {"x": x}).square().sum().backward()
+    student.logits(student.weights(lambda name: [values[name]]), {"x": x}).square().sum().backward()
 
 
 def naive(drawn, sources, values, x):
@@ -107,7 +107,7 @@ def test_a_step_keeps_one_merged_model_and_a_few_tensors():
     assert plain > SOURCES * LAYERS
 
 
-@pytest.mark.parametrize("granularity", ["column", "row"])
+@pytest.mark.parametrize("granularity", ["row+column", "column", "row"])
 def test_a_weight_needs_its_base_one_source_and_its_gradient_and_no_whole_delta(granularity):
     shape = (4096, 1024)
     parts = {"w": Part("mlp.up", "mlp", 0, 1, 0.0, None, None, False)}
@@ -117,7 +117,7 @@ def test_a_weight_needs_its_base_one_source_and_its_gradient_and_no_whole_delta(
         def get(self, name):
             return torch.randn(shape)
 
-    values = torch.full(slot.coefficients(SOURCES), 0.5, requires_grad=True)
+    values = [torch.full(each.coefficients(SOURCES), 0.5, requires_grad=True) for each in slot.sets]
     with Meter() as meter:
         weight = merged(values, Reads(slot, [Random()] * SOURCES, Random()))
         forward, meter.peak = meter.peak, meter.now

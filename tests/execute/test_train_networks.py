@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch")
 
 from mergetool.anatomy import anatomy  # noqa: E402
 from mergetool.execute.forward.model import open_model  # noqa: E402
+from mergetool.execute.prepare_models import transposed  # noqa: E402
 from mergetool.execute.train.student import Student, places_of  # noqa: E402
 from mergetool.facts.dam import slots  # noqa: E402
 from mergetool.facts.dam_merge import Reads  # noqa: E402
@@ -33,7 +34,8 @@ def sources_around(base):
 
 
 @pytest.mark.parametrize("name", ["llama_tied", "gpt2", "mixtral", "mixtral_fused"])
-def test_the_gradient_through_a_network_agrees_with_differences(name, tmp_path):
+@pytest.mark.parametrize("granularity", ["row+column", "column"])
+def test_the_gradient_through_a_network_agrees_with_differences(name, granularity, tmp_path):
     from safetensors.torch import load_file
 
     save(name, folder := tmp_path)
@@ -41,20 +43,27 @@ def test_the_gradient_through_a_network_agrees_with_differences(name, tmp_path):
     base = {name: tensor.double() for name, tensor in load_file(folder / "model.safetensors").items()}
     base = {name: tensor for name, tensor in base.items() if tensor.ndim}
     model = open_model(config, Held(base), "base")
-    drawn = slots(anatomy(config, model.weights.shapes).parts, model.weights.shapes)
+    shapes = model.weights.shapes
+    drawn = slots(anatomy(config, shapes).parts, shapes, granularity=granularity, transposed=transposed(model))
     sources = sources_around(base)
     reads = {slot.name: Reads(slot, sources, model.weights, "cpu", torch.float64) for slot in drawn}
     student = Student(model.module, places_of(model), reads)
     used = {each for place in student.places.places for each in place.names}
-    values = {slot.name: torch.full(slot.coefficients(2), 0.5, dtype=torch.float64) for slot in drawn}
+    sets = {slot.name: slot.sets for slot in drawn}
+    values = {
+        each.label: torch.full(each.coefficients(2), 0.1 if each.added else 0.5, dtype=torch.float64)
+        for every in sets.values()
+        for each in every
+    }
     batch = {key: value for key, value in batches(name, padded=False)[0].items() if key != "labels"}
-    along = {each: torch.randn_like(value) for each, value in values.items() if each in used}
+    along = {s.label: torch.randn_like(values[s.label]) for name in sets if name in used for s in sets[name]}
 
     def loss(step, gradient=False):
         moved = {each: values[each] + step * along[each] for each in along}
         for value in moved.values():
             value.requires_grad_(gradient)
-        return student.logits(student.weights(moved.__getitem__), batch).double().log_softmax(-1)[..., 0].mean(), moved
+        weights = student.weights(lambda name: [moved[each.label] for each in sets[name]])
+        return student.logits(weights, batch).double().log_softmax(-1)[..., 0].mean(), moved
 
     made, moved = loss(0.0, gradient=True)
     made.backward()

@@ -80,7 +80,7 @@ def test_classifiers_have_one_position_a_row():
 
     given = models()
     linear = next(slot for slot in given.slots if slot.name.endswith("0.mlp.up_proj.weight"))
-    weight = replace(linear, name="proj.weight", shape=(3, 4), key="w")
+    weight = replace(linear, name="proj.weight", shape=(3, 4), key="w", rows=None)
     slots = [weight, replace(weight, name="proj.bias", shape=(3,), key="b", axes=())]
     torch.manual_seed(0)
     sources = {f"s{i}": Source({"proj.weight": torch.randn(3, 4), "proj.bias": torch.randn(3)}) for i in range(2)}

@@ -69,7 +69,7 @@ def weights(seed, near=None, far=0.5):
     return Source(made)
 
 
-def models(count=2, granularity="column", trainable=("linear", "embedding", "norm"), dtype=torch.float32, **more):
+def models(count=2, granularity="row+column", trainable=("linear", "embedding", "norm"), dtype=torch.float32, **more):
     base = weights(0)
     sources = {f"source{i}": weights(i + 1, base) for i in range(count)}
     shapes = {name: tuple(tensor.shape) for name, tensor in base.tensors.items()}

@@ -1,5 +1,7 @@
 """Which coefficients a weight has, and the float64 merge that they make."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -39,6 +41,36 @@ def test_a_weight_has_a_coefficient_for_each_column_row_or_tensor(role, shape, c
     assert found == [column, row, tensor, ()]
 
 
+@pytest.mark.parametrize(
+    ("role", "shape", "columns", "rows"),
+    [
+        ("attention.q", (6, 4), (1,), (0,)),
+        ("attention.q", (6,), (), None),
+        ("embedding", (9, 4), (1,), (0,)),
+        ("embedding.special", (4,), (0,), None),
+        ("embedding.patch", (6, 3, 2, 2), (1,), (0,)),
+        ("norm", (4,), (0,), None),
+        ("scale", (), (), None),
+        ("expert.gate_up", (3, 6, 4), (0, 2), (0, 1)),
+        ("expert.gate_up", (3, 6), (0,), None),
+        ("buffer", (6, 4), (), None),
+    ],
+)
+def test_rows_are_added_where_a_weight_has_rows_and_columns(role, shape, columns, rows):
+    slot = drawn(role, shape, "row+column")
+    assert (slot.axes, slot.label, slot.added) == (columns, "w", False)
+    assert (slot.rows and slot.rows.axes) == rows
+    assert [each.label for each in slot.sets] == ["w", "w:rows"][: 1 + (rows is not None)]
+    assert len({each.key for each in slot.sets}) == len(slot.sets)
+    assert slot.untrained().sets == (replace(slot, trained=False, rows=None),)
+
+
+def test_rows_of_what_is_not_trained_are_left_out():
+    shapes = {"w": (4, 6)}
+    (slot,) = slots({"w": part("mlp.up")}, shapes, trainable=["norm"])
+    assert (slot.axes, slot.rows, slot.trained) == ((1,), None, False)
+
+
 def test_an_expert_on_its_own_has_the_coefficients_that_it_has_in_a_stack():
     alone = drawn("expert.down", (6, 4), expert=1)
     stacked = drawn("expert.down", (3, 6, 4))
@@ -49,6 +81,7 @@ def test_an_expert_on_its_own_has_the_coefficients_that_it_has_in_a_stack():
 def test_columns_of_a_transposed_weight_are_its_rows():
     shapes, parts = {"w": (4, 6)}, {"w": part("mlp.up")}
     assert slots(parts, shapes, transposed=frozenset({"w"}))[0].axes == (0,)
+    assert slots(parts, shapes, transposed=frozenset({"w"}))[0].rows.axes == (1,)
     assert slots(parts, shapes, granularity="row", transposed=frozenset({"w"}))[0].axes == (1,)
 
 
@@ -108,21 +141,35 @@ def test_the_merge_is_a_sum_of_scaled_columns(count):
     c = random.normal(size=(count, 4)).astype(np.float32)
     full = sum(w @ np.diag(x.astype(np.float64)) for w, x in zip(sources, c))
     delta = base + sum((w - base) @ np.diag(x.astype(np.float64)) for w, x in zip(sources, c))
-    assert apply(c, (1,), sources) == pytest.approx(full, rel=1e-14)
-    assert apply(c, (1,), sources, base) == pytest.approx(delta, rel=1e-14)
+    assert apply([(c, (1,))], sources) == pytest.approx(full, rel=1e-14)
+    assert apply([(c, (1,))], sources, base) == pytest.approx(delta, rel=1e-14)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_rows_are_scaled_and_added_to_scaled_columns(count):
+    random = np.random.default_rng(0)
+    sources, base = random.normal(size=(count, 5, 4)), random.normal(size=(5, 4))
+    c, r = random.normal(size=(count, 4)), random.normal(size=(count, 5))
+    wanted = base.copy()
+    for o in range(5):
+        for j in range(4):
+            wanted[o, j] += sum((c[i, j] + r[i, o]) * (sources[i, o, j] - base[o, j]) for i in range(count))
+    assert apply([(c, (1,)), (r, (0,))], sources, base) == pytest.approx(wanted, rel=1e-13)
 
 
 def test_equal_coefficients_make_the_average_in_both_forms():
     random = np.random.default_rng(0)
     sources, base = random.normal(size=(3, 5, 4)), random.normal(size=(5, 4))
     c = np.full((3, 5), 1 / 3)
-    assert apply(c, (0,), sources) == pytest.approx(sources.mean(0))
-    assert apply(c, (0,), sources, base) == pytest.approx(sources.mean(0))
+    assert apply([(c, (0,))], sources) == pytest.approx(sources.mean(0))
+    assert apply([(c, (0,))], sources, base) == pytest.approx(sources.mean(0))
 
 
 def test_what_does_not_fit_is_refused():
     sources = [np.zeros((5, 4)), np.zeros((5, 3))]
     with pytest.raises(ShapeMismatch, match=r"source 1 has shape \(5, 3\)"):
-        apply(np.zeros((2, 4)), (1,), sources)
+        apply([(np.zeros((2, 4)), (1,))], sources)
     with pytest.raises(ShapeMismatch, match=r"not \(2, 4\)"):
-        apply(np.zeros((2, 5)), (1,), [np.zeros((5, 4))] * 2)
+        apply([(np.zeros((2, 5)), (1,))], [np.zeros((5, 4))] * 2)
+    with pytest.raises(ShapeMismatch, match=r"not \(2, 5\)"):
+        apply([(np.zeros((2, 4)), (1,)), (np.zeros((2, 4)), (0,))], [np.zeros((5, 4))] * 2)

@@ -13,11 +13,12 @@ from mergetool.facts.dam_losses import LOSSES, Target, condense, kl  # noqa: E40
 from mergetool.facts.dam_merge import Reads  # noqa: E402
 from mergetool.facts.dam_penalties import (  # noqa: E402
     interference,
+    marginals,
     norms,
     overlap,
     penalty,
     similarity,
-    sum_to_one,
+    sum_to,
 )
 
 P, V = 5, 11
@@ -159,11 +160,30 @@ def test_interference_is_greatest_where_deltas_are_half_way_between_parallel_and
     assert found.tolist() == [[pytest.approx(wanted, abs=1e-5)]]
 
 
-def test_coefficients_are_moved_to_sum_to_one_by_as_much_each(coefficients):
+def test_coefficients_are_moved_to_sum_to_by_as_much_each(coefficients):
     for each in coefficients:
-        moved = sum_to_one(each)
+        assert torch.allclose(sum_to(0.0, each).sum(0), torch.zeros_like(each[0]))
+        moved = sum_to(1.0, each)
         assert torch.allclose(moved.sum(0), torch.ones_like(moved[0]))
         assert torch.allclose((moved - each).std(0), torch.zeros_like(moved[0]), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("role", "shape"), [("mlp.up", (5, 3)), ("embedding.patch", (6, 3, 2, 2)), ("expert.up", (3, 6, 4)), ("norm", (4,))]
+)
+def test_penalties_see_columns_and_rows_in_the_mean_of_the_other(role, shape):
+    (slot,) = slots({"w": Part(role, "", None, 0, 0.0, None, None, False)}, {"w": shape})
+    torch.manual_seed(3)
+    given = [torch.randn(each.coefficients(2), dtype=torch.float64) for each in slot.sets]
+    entries = sum(c.reshape(each.over_weight(2)) for each, c in zip(slot.sets, given)).expand(2, *shape)
+    found = marginals(slot, given)
+    assert len(found) == len(slot.sets)
+    for each, mean in zip(slot.sets, found):
+        away = [1 + axis for axis in each.summed]
+        assert torch.allclose(mean, entries.mean(away) if away else entries)
+    if slot.rows is not None:
+        moved = marginals(slot, [given[0] + 0.7, given[1] - 0.7])
+        assert all(torch.allclose(one, other) for one, other in zip(found, moved))
 
 
 def test_penalties_are_added_with_their_factors(coefficients):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 
@@ -52,6 +54,9 @@ EXTRAS = {
     "columns": lambda random: Extra(random.random(SHAPE[1:]), (1,)),
     "rows": lambda random: Extra(random.random(SHAPE[:1]), (0,)),
     "weights": lambda random: Extra(random.random(SHAPE), (0, 1)),
+    "rows and columns": lambda random: Extra(
+        random.random(SHAPE[1:], np.float32), (1,), Extra(random.random(SHAPE[:1], np.float32) / 8, (0,))
+    ),
 }
 
 
@@ -78,7 +83,8 @@ def extras_of(kind):
 def spread(extra):
     """An extra's numbers over the whole tensor, as the kernels get them: float32."""
     values = np.asarray(extra.values, np.float32).astype(np.float64)
-    return np.broadcast_to(np.expand_dims(values, [axis for axis in range(2) if axis not in extra.axes]), SHAPE)
+    own = np.broadcast_to(np.expand_dims(values, [axis for axis in range(2) if axis not in extra.axes]), SHAPE)
+    return own if extra.added is None else (own + spread(extra.added)).astype(np.float32).astype(np.float64)
 
 
 def oracle(name, dtype, extras, **changed):
@@ -141,10 +147,25 @@ def test_a_soup_is_the_mean_of_its_members_and_one_model_alone_is_itself(backend
     np.testing.assert_array_equal(found, raw[2])
 
 
-def test_stacked_experts_have_coefficients_for_each_expert_and_column():
+@pytest.mark.parametrize("shape", [(5, 7, 11), (5, 1, 1, 77), (35, 11, 1), (1, 1, 5, 77)])
+def test_numbers_along_any_axes_are_cut_as_the_tensor_is(shape):
+    random = np.random.default_rng(2)
+    for axes in (axes for n in range(len(shape) + 1) for axes in combinations(range(len(shape)), n)):
+        extra = Extra(random.random([shape[axis] for axis in axes]), axes)
+        apart = [axis for axis in range(len(shape)) if axis not in axes]
+        whole = np.broadcast_to(np.expand_dims(extra.values, apart), shape).astype(np.float32).reshape(-1)
+        for start, stop in ((0, 385), (3, 100), (76, 79), (77, 154), (384, 385)):
+            found = extra.tile(shape, start, stop)
+            assert found.flags.c_contiguous
+            assert found.flags.writeable
+            np.testing.assert_array_equal(found, whole[start:stop])
+
+
+def test_stacked_experts_have_coefficients_for_each_expert_and_row_and_column():
     shape, random = (5, 7, 11), np.random.default_rng(2)
-    extra = Extra(random.random((5, 11)), (0, 2))
-    whole = np.broadcast_to(extra.values[:, None, :], shape).astype(np.float32).reshape(-1)
+    columns, rows = random.random((5, 11), np.float32), random.random((5, 7), np.float32)
+    whole = (columns[:, None, :] + rows[:, :, None]).reshape(-1)
+    extra = Extra(columns, (0, 2), Extra(rows, (0, 1)))
     for start, stop in ((0, 385), (3, 100), (76, 79), (384, 385)):
         np.testing.assert_array_equal(extra.tile(shape, start, stop), whole[start:stop])
 

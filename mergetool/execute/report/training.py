@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mergetool.execute.report.depth import Depth
-from mergetool.facts.dam import Coefficients
+from mergetool.facts.dam import ROWS, Coefficients
 from mergetool.publish.sections import Cell, Panel, Section, Series, Value, numbers, rounded
 
 _STEPS = 400
@@ -78,7 +78,7 @@ def _said(about: Mapping[str, Any]) -> str:
 
 
 def coefficients_section(made: Coefficients, sources: Sequence[str], base: str | None, depth: Depth) -> Section:
-    """How the coefficients of every source are spread in each layer.
+    """How the coefficients of every source are spread in each layer, and those of rows that are added to them.
 
     Args:
         made: the coefficients.
@@ -86,13 +86,16 @@ def coefficients_section(made: Coefficients, sources: Sequence[str], base: str |
         base: what the base is called here, if there is one.
         depth: the places of the models' tensors.
     """
-    every = [_pooled(made, row, depth) for row in range(len(sources))]
+    added = any(name.endswith(ROWS) for name in made.values)
+    every = [_pooled(made, number, depth, 0) for number in range(len(sources))]
     used = depth.only(i for pools in every for i, pool in enumerate(pools) if pool.size)
     panels = []
-    for row, source in enumerate(sources):
-        pools = [pool for i, pool in enumerate(every[row]) if depth.places[i] in used.places]
-        bands = (tuple(_quantiles(p, 0, 1) for p in pools), tuple(_quantiles(p, 0.1, 0.9) for p in pools))
-        panels.append(Panel(source, used.places, (Series("mean", numbers(p.mean() for p in pools), row, bands=bands),)))
+    for number, source in enumerate(sources):
+        series = [_spread("mean", every[number], used, depth, number)]
+        if added:
+            rows_pooled = _pooled(made, number, depth, 1)
+            series.append(_spread("mean of rows, added", rows_pooled, used, depth, number, "added"))
+        panels.append(Panel(source, used.places, tuple(series)))
     rows: list[tuple[Cell, ...]] = [
         (source, name, *numbers((v.min(), v.mean(), v.max())), int(v.size))
         for name, values in made.values.items()
@@ -106,10 +109,10 @@ def coefficients_section(made: Coefficients, sources: Sequence[str], base: str |
         title="Coefficients in every layer",
         found="Mean of all coefficients: "
         + ", ".join(f"{source} {mean:.3f}" for source, mean in zip(sources, means, strict=True))
-        + f" (one for every {made.granularity} of every weight; it weighs {of}).",
+        + f" ({_shared(made.granularity)} of every weight; it weighs {of}).",
         reading="The curve is the mean of a layer's coefficients, the dark band holds the middle 80 % of them, the "
         f"light band all. The dotted line is where training began for the average, 1/{len(sources)}. `in` are "
-        "embeddings, `out` is what comes after the last layer.",
+        "embeddings, `out` is what comes after the last layer." + (_ADDED if added else ""),
         warning="A dark band much wider in one layer than in its neighbours, or a mean below 0 or far above 1: "
         "training fits its data rather than the models; give more data, or a penalty such as `l2`. A source whose mean "
         "is near 0 everywhere takes no part in the merge. Bands without any width: coefficients that were not trained.",
@@ -123,14 +126,43 @@ def coefficients_section(made: Coefficients, sources: Sequence[str], base: str |
     )
 
 
-def _pooled(made: Coefficients, row: int, depth: Depth) -> list[NDArray[np.float64]]:
-    """All coefficients of a source at each place."""
+_ADDED = (
+    " Where weights have coefficients of rows too, each entry is weighed by the sum of its column's and its row's: the "
+    "curve is of columns, norms and biases, and the lower one, about 0, where they began, is of what rows add."
+)
+
+
+def _shared(granularity: str) -> str:
+    if granularity == "row+column":
+        return "for every entry the sum of its column's and its row's"
+    return f"one for every {granularity}"
+
+
+def _pooled(made: Coefficients, source: int, depth: Depth, which: int) -> list[NDArray[np.float64]]:
+    """All coefficients of a source at each place, of the first set of each weight or of what is added to it."""
     pools: list[list[NDArray[np.float64]]] = [[] for _ in depth.places]
-    for name, values in made.values.items():
+    for name in made.weights:
         if name in depth.at:
-            pools[depth.at[name]].append(values[row].reshape(-1).astype(np.float64))
+            found = made.of(name)[which : which + 1]
+            pools[depth.at[name]] += [values[source].reshape(-1).astype(np.float64) for values, _ in found]
     return [np.concatenate(pool) if pool else np.empty(0) for pool in pools]
 
 
+def _spread(
+    name: str,
+    every: Sequence[NDArray[np.float64]],
+    used: Depth,
+    depth: Depth,
+    colour: int,
+    style: Literal["plain", "added"] = "plain",
+) -> Series:
+    """The mean of the coefficients at each place that is used, the middle 80 % of them and all."""
+    pools = [pool for place, pool in zip(depth.places, every, strict=True) if place in used.places]
+    bands = (tuple(_quantiles(p, 0, 1) for p in pools), tuple(_quantiles(p, 0.1, 0.9) for p in pools))
+    return Series(name, tuple(rounded(float(p.mean())) if p.size else None for p in pools), colour, style, bands)
+
+
 def _quantiles(pool: NDArray[np.float64], low: float, high: float) -> tuple[Value, Value]:
+    if not pool.size:
+        return None, None
     return rounded(float(np.quantile(pool, low))), rounded(float(np.quantile(pool, high)))

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -101,8 +101,7 @@ def train(
     objective = _objective(
         models, streams(data, settings.held_out, settings.batch_tokens, settings.seed), settings, folder
     )
-    shapes = {slot.key: slot.coefficients(len(models.sources)) for slot in models.slots if slot.trained}
-    state = begin(shapes, objective.start, settings, models.device)
+    state = begin(models.slots, len(models.sources), objective.start, settings, models.device)
     name = _digest(models, data, settings)
     if folder is None or not resume(state, folder, name):
         _look(objective, state)
@@ -147,8 +146,10 @@ def _objective(models: Models, data: Sequence[Stream], settings: Settings, folde
         for (label, weights), stream in zip(models.sources.items(), data, strict=True)
     ]
     start = initial(settings.form, len(sources)) if settings.initial is None else settings.initial
-    trained = [slot.name for slot in models.slots if slot.trained]
-    weighted = [interference(reads[name]) for name in trained] if settings.weighted_overlap else None
+    trained = [each for slot in models.slots for each in slot.sets if each.trained]
+    weighted = None
+    if settings.weighted_overlap:
+        weighted = [interference(replace(reads[each.name], slot=each)) for each in trained]
     return Objective(student, {slot.name: slot for slot in models.slots}, data, targets, settings, start, weighted)
 
 
@@ -204,7 +205,7 @@ def _look(objective: Objective, state: State) -> None:
 def _digest(models: Models, data: Sequence[Sequence[Row]], settings: Settings) -> str:
     """What a training is known by: two that have it in common make the same coefficients."""
     told = {name: value for name, value in settings.as_dict().items() if name != "save_every"}
-    drawn = [(slot.name, slot.shape, slot.axes, slot.key, slot.trained) for slot in models.slots]
+    drawn = [(s.label, s.shape, s.axes, s.key, s.trained) for slot in models.slots for s in slot.sets]
     labels = [*models.sources, models.base[0] if models.base else None]
     what = [labels, [digest(each) for each in data], told, drawn, str(models.dtype)]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()
@@ -213,9 +214,13 @@ def _digest(models: Models, data: Sequence[Sequence[Row]], settings: Settings) -
 def _trained(models: Models, objective: Objective, state: State) -> Trained:
     final = state.best or state.values
     with torch.no_grad():
-        values = {name: objective.coefficients(final, name).cpu().numpy().copy() for name in objective.slots}
+        values = {
+            each.label: values.cpu().numpy().copy()
+            for name, slot in objective.slots.items()
+            for each, values in zip(slot.sets, objective.coefficients(final, name), strict=True)
+        }
     settings = objective.settings
     base = models.base[0] if models.base is not None and settings.form == "delta" else None
-    axes = {name: slot.axes for name, slot in objective.slots.items()}
+    axes = {each.label: each.axes for slot in objective.slots.values() for each in slot.sets}
     made = Coefficients(settings.form, settings.granularity, tuple(models.sources), base, values, axes)
     return Trained(made, state.curve, state.best_step if state.best else state.step, state.step)

@@ -15,7 +15,7 @@ from mergetool.execute.train.student import Student
 from mergetool.execute.train.teachers import Targets, part
 from mergetool.facts.dam import Slot
 from mergetool.facts.dam_losses import LOSSES, Loss, Target
-from mergetool.facts.dam_penalties import penalty, sum_to_one
+from mergetool.facts.dam_penalties import marginals, penalty, sum_to
 
 Values = Mapping[str, torch.Tensor]
 """What is trained, by the keys of the slots."""
@@ -32,7 +32,7 @@ class Objective:
         targets: what each source predicts on its data.
         settings: how coefficients are trained.
         start: the coefficient of what is not trained.
-        interference: for each trained weight what multiplies its overlap; None where overlaps are not weighted.
+        interference: what multiplies the overlap of each trained set; None where overlaps are not weighted.
     """
 
     student: Student
@@ -44,14 +44,16 @@ class Objective:
     interference: Sequence[torch.Tensor] | None = None
     _fixed: dict[str, torch.Tensor] = field(default_factory=dict)
 
-    def coefficients(self, values: Values, name: str) -> torch.Tensor:
-        """Those of a weight, trained or as they began."""
-        slot = self.slots[name]
+    def coefficients(self, values: Values, name: str) -> tuple[torch.Tensor, ...]:
+        """The sets of a weight, trained or as they began."""
+        return tuple(self._set(values, each) for each in self.slots[name].sets)
+
+    def _set(self, values: Values, slot: Slot) -> torch.Tensor:
         if slot.trained:
             made = values[slot.key]
         else:
-            made = self._fixed.setdefault(name, torch.full(slot.coefficients(len(self.streams)), self.start))
-        return sum_to_one(made) if self.settings.sum_to_one else made
+            made = self._fixed.setdefault(slot.label, torch.full(slot.coefficients(len(self.streams)), self.start))
+        return sum_to(0.0 if slot.added else 1.0, made) if self.settings.sum_to_one else made
 
     def gradients(self, values: Values, step: int) -> tuple[list[float], float]:
         """Add the gradient of a step's loss and penalties to the values' own.
@@ -68,7 +70,8 @@ class Objective:
             for (owner, _, _), mean in zip(parts, means, strict=True):
                 losses[owner] += float(mean.detach())
             torch.stack(means).sum().backward()
-        trained = [self.coefficients(values, name) for name, slot in self.slots.items() if slot.trained]
+        seen = [marginals(s, self.coefficients(values, name)) for name, s in self.slots.items() if s.trained]
+        trained = [each for sets in seen for each in sets]
         extra = penalty(trained, self.settings.penalties, self.interference)
         if extra.requires_grad:
             extra.backward()

@@ -22,7 +22,8 @@ class Settings:
 
     Attributes:
         form: ``delta`` weighs what each source changed of the base, ``full`` the sources themselves.
-        granularity: one coefficient for each ``column``, ``row``, ``tensor`` or ``layer`` of each source.
+        granularity: one coefficient for each ``column``, ``row``, ``tensor`` or ``layer`` of each source, or with
+            ``row+column`` for each entry the sum of its row's and its column's.
         trainable: the parts that are trained, of ``linear``, ``embedding`` and ``norm``; others stay the average.
         initial: the coefficient to start from; None is 1/N.
         sum_to_one: whether the coefficients of a column always sum to one over the sources.
@@ -48,7 +49,7 @@ class Settings:
     """
 
     form: Form = "delta"
-    granularity: Granularity = "column"
+    granularity: Granularity = "row+column"
     trainable: tuple[Kind, ...] = KINDS
     initial: float | None = None
     sum_to_one: bool = False

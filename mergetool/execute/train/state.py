@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from mergetool.execute.train.settings import Settings
+from mergetool.facts.dam import Slot
 from mergetool.storage.writer import atomic_write
 
 STATE = "state.safetensors"
@@ -45,9 +46,24 @@ class State:
     curve: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {"steps": [], "held_out": []})
 
 
-def begin(shapes: Mapping[str, tuple[int, ...]], start: float, settings: Settings, device: Any) -> State:
-    """Every coefficient at its start, in float32: in bfloat16 a step of 1e-3 from 1/3 would be lost or doubled."""
-    values = {key: torch.nn.Parameter(torch.full(shape, start, device=device)) for key, shape in shapes.items()}
+def begin(slots: Iterable[Slot], sources: int, start: float, settings: Settings, device: Any) -> State:
+    """Every coefficient at its start, in float32: in bfloat16 a step of 1e-3 from 1/3 would be lost or doubled.
+
+    Args:
+        slots: those of all weights; what is not trained is left out.
+        sources: how many models are merged.
+        start: what each begins at; rows that are added to columns begin at 0.
+        settings: how they are trained.
+        device: where they are kept.
+    """
+    values = {
+        each.key: torch.nn.Parameter(
+            torch.full(each.coefficients(sources), 0.0 if each.added else start, device=device)
+        )
+        for slot in slots
+        for each in slot.sets
+        if each.trained
+    }
     # AdamW decays by 1e-2 unless told otherwise, which would draw every coefficient to zero.
     optimizer = torch.optim.AdamW(values.values(), lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
     return State(values, optimizer)

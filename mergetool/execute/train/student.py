@@ -139,14 +139,14 @@ class Student:
     reads: Mapping[str, Reads]
     _fixed: dict[str, torch.Tensor] = field(default_factory=dict)
 
-    def weights(self, coefficients: Callable[[str], torch.Tensor]) -> dict[str, torch.Tensor]:
+    def weights(self, coefficients: Callable[[str], Sequence[torch.Tensor]]) -> dict[str, torch.Tensor]:
         """Merge every weight, once for any number of forward and backward passes.
 
         Autograd would keep the gradients of all weights until the forward pass is undone to its beginning. So each
         parameter is a leaf, whose gradient is passed on to the coefficients and dropped as soon as it is complete.
 
         Args:
-            coefficients: those of a weight on disk, by its name.
+            coefficients: the sets of a weight on disk, by its name.
         """
         made = dict(self._fixed)
         for place in self.places.places:
