@@ -33,8 +33,9 @@ MOST = 32  # windows of calibration data from each domain: 8,192 tokens
 SEEDS = (0, 1, 2)
 
 DEFAULT = Settings()
-SHORT = replace(DEFAULT, steps=100, learning_rate=0.1)
-"""What choices are measured with, one at a time."""
+SHORT = replace(DEFAULT, granularity="column", steps=100, learning_rate=0.1)
+"""What choices are measured with, one at a time: columns alone."""
+BOTH = "row+column"
 CHOICES: dict[str, dict[str, Any]] = {
     "short": {},
     "form full": {"form": "full"},
@@ -48,6 +49,11 @@ CHOICES: dict[str, dict[str, Any]] = {
     "trainable linear": {"trainable": ("linear",)},
     "trainable embedding": {"trainable": ("embedding",)},
     "trainable linear, embedding": {"trainable": ("linear", "embedding")},
+    "granularity row+column": {"granularity": BOTH},
+    "granularity row+column, learning_rate 0.03": {"granularity": BOTH, "learning_rate": 0.03},
+    "granularity row+column, learning_rate 0.2": {"granularity": BOTH, "learning_rate": 0.2},
+    "granularity row+column, learning_rate 0.3": {"granularity": BOTH, "learning_rate": 0.3},
+    "granularity row+column, learning_rate 1": {"granularity": BOTH, "learning_rate": 1.0},
     "granularity row": {"granularity": "row"},
     "granularity tensor": {"granularity": "tensor"},
     "granularity layer": {"granularity": "layer"},

@@ -1,4 +1,4 @@
-"""DAM: deltas weighted column by column, with coefficients trained on a little data of each source."""
+"""DAM: deltas weighted by column and by row, with coefficients trained on a little data of each source."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Penalty = Annotated[float, Bounds(0.0)]
     base="required",
     fewest=2,
     facts={"coefficient": "coefficients"},
-    differs="The paper weights whole weights (`whole: true`), trains linear layers only, adds a penalty on similar "
-    "coefficients and keeps them in bfloat16; here deltas are weighted, embeddings and norms are trained too, no "
-    "penalty is on and coefficients are float32: each measured to recover more (see the guide). Biases begin at 1/N; "
-    "the released code begins them at 1.",
+    differs="The paper weights whole weights (`whole: true`), by columns alone (`granularity: column`), trains linear "
+    "layers only, adds a penalty on similar coefficients and keeps them in bfloat16; here deltas are weighted, by rows "
+    "too, embeddings and norms are trained as well, no penalty is on and coefficients are float32: each measured to "
+    "recover more (see the guide). Biases begin at 1/N; the released code begins them at 1.",
 )
 def dam(
     base: Any,
@@ -47,7 +47,7 @@ def dam(
     l2: Annotated[Penalty, Doc("Penalty on their Euclidean norm.")] = 0.0,
     sum_to_one: Annotated[bool, Doc("Keep the coefficients of all sources at a sum of 1.")] = False,
 ) -> Any:
-    """Add the deltas to the base, each column by a coefficient that was trained to keep every source's predictions.
+    """Add the deltas to the base, by coefficients of columns and rows trained to keep every source's predictions.
 
     For sources whose skills should all survive when there are a few thousand tokens of each skill at hand. Needs
     `calibration` data and minutes of training; the coefficients are kept, so that merging again costs nothing more.
