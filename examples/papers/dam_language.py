@@ -51,7 +51,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     "trainable linear, embedding": {"trainable": ("linear", "embedding")},
     "granularity row+column": {"granularity": BOTH},
     "granularity row+column, learning_rate 0.03": {"granularity": BOTH, "learning_rate": 0.03},
-    "granularity row+column, learning_rate 0.2": {"granularity": BOTH, "learning_rate": 0.2},
+    "granularity row+column, learning_rate 0.2": {"granularity": BOTH, "learning_rate": 0.2},  # the default's
     "granularity row+column, learning_rate 0.3": {"granularity": BOTH, "learning_rate": 0.3},
     "granularity row+column, learning_rate 1": {"granularity": BOTH, "learning_rate": 1.0},
     "granularity row": {"granularity": "row"},
@@ -62,7 +62,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     "loss entropy": {"loss": "entropy"},
     "learning_rate 0.01": {"learning_rate": 0.01},
     "learning_rate 0.03": {"learning_rate": 0.03},
-    "learning_rate 0.3": {"learning_rate": 0.3},  # the default's
+    "learning_rate 0.3": {"learning_rate": 0.3},
     "learning_rate 1": {"learning_rate": 1.0},
     "topk 16": {"topk": 16},
     "topk 0 (all)": {"topk": 0},

@@ -140,8 +140,13 @@ def kinds(bench: Bench, cache: Path, seeds: int) -> dict[str, Callable[[], Found
             bench, "DARE-TIES", "dare_ties", best(bench, "dare_ties", grid(TIES_SCALES, normalize=[True]))[0], seeds
         ),
     }
-    for label, method in (("Fisher", "fisher"), ("RegMean", "regmean"), ("**DAM**", "dam")):
-        made[label] = lambda label=label, method=method: (label, partial(calibration.run, method), seeds)
+    columns = partial(calibration.run, "dam", parameters={"granularity": "column"}, train={"learning_rate": 0.3})
+    made |= {
+        "Fisher": lambda: ("Fisher", partial(calibration.run, "fisher"), seeds),
+        "RegMean": lambda: ("RegMean", partial(calibration.run, "regmean"), seeds),
+        "DAM, columns": lambda: ("DAM, columns alone, rate 0.3", columns, seeds),
+        "**DAM**": lambda: ("**DAM**", partial(calibration.run, "dam"), seeds),
+    }
     for steps in train.MIXTURE_STEPS:
         name, stem = f"trained on the mixture, {steps} steps", f"mixture-{steps}"
         of_seed = partial(_mixture, mixture, stem)

@@ -22,7 +22,7 @@ class Extra:
     Attributes:
         values: one for each place along ``axes``.
         axes: the axes of the tensor along which they differ, ascending; none for one number, all for one a weight.
-        added: numbers along other axes that are added to these.
+        added: numbers along other axes that are added to these, neither of which are along all axes.
     """
 
     values: NDArray[Any]
@@ -31,27 +31,29 @@ class Extra:
 
     def tile(self, shape: tuple[int, ...], start: int, stop: int) -> NDArray[np.float32]:
         """The numbers of a run of coordinates of a tensor of this shape."""
-        own = self._own(shape, start, stop)
-        return own if self.added is None else own + self.added.tile(shape, start, stop)
-
-    def _own(self, shape: tuple[int, ...], start: int, stop: int) -> NDArray[np.float32]:
         if len(self.axes) == len(shape):
             return np.ascontiguousarray(self.values.reshape(-1)[start:stop], np.float32)
-        if not self.axes:
-            return np.full(stop - start, self.values.reshape(()), np.float32)
-        *outer, last = self.axes
+        last = max((-1, *self.axes, *(self.added.axes if self.added else ())))
         alike = prod(shape[last + 1 :])  # neighbours that have one number in common
-        if len(outer) == last:  # all axes up to the last
-            rows = slice(start // alike, -(-stop // alike))
-            made = np.repeat(np.asarray(self.values.reshape(-1)[rows], np.float32), alike)
-            return made[start - rows.start * alike :][: stop - start]
+        if self.added is None and len(self.axes) == last + 1:  # all axes up to the last
+            first, until = start // alike, -(-stop // alike)
+            edges = np.clip(np.arange(first, until + 1) * alike, start, stop)
+            return np.repeat(np.asarray(self.values.reshape(-1)[first:until], np.float32), np.diff(edges))
         width = shape[last] * alike
         first, until = start // width, -(-stop // width)
         places = np.unravel_index(np.arange(first, until), shape[:last])
-        some = self.values[tuple(places[axis] for axis in outer)]
         made = np.empty((until - first, width), np.float32)
-        made[:] = some if alike == 1 else some.repeat(alike, axis=-1)
+        own = self._lines(places, last, alike)
+        if self.added is None:
+            made[:] = own
+        else:
+            np.add(own, self.added._lines(places, last, alike), out=made)
         return made.reshape(-1)[start - first * width :][: stop - start]
+
+    def _lines(self, places: tuple[NDArray[Any], ...], last: int, alike: int) -> NDArray[np.float32]:
+        """The numbers of whole lines, the axes from ``last`` on, at these places before it; to be broadcast to them."""
+        found = np.asarray(self.values[tuple(places[axis] for axis in self.axes if axis < last)], np.float32)
+        return found.repeat(alike, axis=-1) if last in self.axes else found[..., None]
 
 
 @dataclass(frozen=True)

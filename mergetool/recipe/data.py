@@ -118,7 +118,7 @@ class Train:
 
     steps: int = 200
     """Steps of AdamW, at most."""
-    learning_rate: float = 0.3
+    learning_rate: float = 0.2
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     """How the rate falls after the warm-up."""
     warmup: float = 0.05
