@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from digits_data import Data, Task, UnavailableError, fetch, task
-from digits_merging import COLUMNS, DAM, PUBLISHED, average, dam, regmean, scale_each, task_arithmetic, ties
+from digits_merging import COLUMNS, PUBLISHED, average, dam, regmean, scale_each, task_arithmetic, ties
 from digits_networks import (
     LAYERS,
     STEPS,
@@ -207,7 +207,7 @@ def many_tasks(seed: int, folder: Path | None) -> Rows:
             "task arithmetic, a scale for each": score(task_arithmetic(base, some, 1.0, each_own)),
             "TIES, best scale": score(ties(base, some, trimmed)),
             "RegMean": score(regmean(some, own)),
-            "DAM, per tensor": score(dam(base, some, own, replace(DAM, granularity="tensor"))),
+            "DAM, per tensor": score(dam(base, some, own, replace(COLUMNS, granularity="tensor"))),
             "DAM, per column": score(dam(base, some, own, COLUMNS)),
             f"DAM, per column, {FEWER} images a task": score(dam(base, some, few, COLUMNS)),
             "DAM, per row and column": score(dam(base, some, own)),

@@ -77,6 +77,7 @@ ORDERINGS: dict[str, tuple[Ordering, ...]] = {
         ("task arithmetic, a scale for each", "task arithmetic, best scale"),
         ("DAM, per column", "task arithmetic, best scale"),
         ("DAM, per column", "task arithmetic, a scale for each"),
+        ("DAM, per row and column", "DAM, per column"),
         ("DAM, per column", "DAM, per tensor"),
         ("DAM, per column", "DAM as published"),
         ("DAM, per column", "RegMean"),
