@@ -10,6 +10,7 @@ from math import prod
 
 from mergetool.anatomy import symmetries
 from mergetool.errors import PlanError, Problem
+from mergetool.facts.dam import GRANULARITIES, Granularity, slots
 from mergetool.facts.soup import evaluations, reads
 from mergetool.methods import METHODS
 from mergetool.plan.passes import CUT
@@ -24,6 +25,8 @@ GRAM = "gram"
 CHOSEN = "soup"
 """The kind of fact that is found by trying merged models."""
 _GRADIENTS = "squared_gradients"
+_SMALL = 100_000_000
+"""Bytes that a training takes for its code, a tokenizer, and small blocks that the C library keeps: measured."""
 CHEAP = 2_000_000_000
 """Bytes of weights that may be read to compare the models although nobody asked for it."""
 
@@ -163,10 +166,21 @@ def _train(recipe: Recipe, sources: Sequence[Source], jobs: Sequence[Job]) -> It
         return
     settings = recipe.train or Train()
     every = sorted({read.source for i in places for read in jobs[i].reads})
-    # Beside the merged model a tensor of the base and of a source, the gradient, and what one is read from.
-    held = max(_floats(sources[i]) + 7 * _largest(sources[i]) // 2 for i in every)
+    # Beside the merged model a tensor of the base and of a source, the gradient, and what one is read from; and of the
+    # coefficients themselves, their gradients, two moments and the best.
+    held = max(_floats(sources[i]) + 7 * _largest(sources[i]) // 2 for i in every) + _SMALL
+    own, parameters = merged(jobs[places[0]]), jobs[places[0]].parameters
+    granularity = parameters.get("granularity", GRANULARITIES[0])
+    held += 5 * 4 * len(own) * max(_coefficients(sources[i], granularity) for i in own)
     nbytes = 2 * settings.steps * sum(_weights(sources[i]) for i in every)
     yield Stage("train", places, settings.steps, settings.steps * settings.batch_tokens, nbytes, held)
+
+
+def _coefficients(source: Source, granularity: Granularity) -> int:
+    """How many coefficients training gives a source."""
+    shapes = {name: tensor.shape for name, tensor in source.checkpoint.tensors.items()}
+    drawn = slots(source.anatomy.parts, shapes, granularity=granularity)
+    return sum(prod(each.coefficients(1)) for slot in drawn for each in slot.sets)
 
 
 def _evaluate(recipe: Recipe, sources: Sequence[Source], jobs: Sequence[Job]) -> Iterator[Stage]:
