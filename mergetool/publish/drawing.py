@@ -192,9 +192,7 @@ def _series(series: Series, name: str, xs: Sequence[Any], axes: Axes, marked: bo
         low, high = ([_number(pair[side]) for pair in band] for side in (0, 1))
         axes.fill_between(xs, low, high, color=colour, alpha=(0.15, 0.3)[min(depth, 1)], linewidth=0)
     alone = sum(not math.isnan(value) for value in values) == 1
-    style = {"before": (0, (3, 1.5)), "added": (0, (3, 1.5)), "points": "", "hollow": ""}.get(
-        series.style, _DASHES[again % len(_DASHES)]
-    )
+    style = {"before": (0, (3, 1.5)), "points": "", "hollow": ""}.get(series.style, _DASHES[again % len(_DASHES)])
     axes.plot(
         xs,
         values,
@@ -203,7 +201,7 @@ def _series(series: Series, name: str, xs: Sequence[Any], axes: Axes, marked: bo
         linestyle=style,
         linewidth=1.2 if series.style == "before" else None,
         marker=marker if marked or alone or style == "" else None,
-        markerfacecolor="white" if series.style in ("before", "added", "hollow") else None,
+        markerfacecolor="white" if series.style in ("before", "hollow") else None,
     )
 
 

@@ -27,15 +27,14 @@ class Series:
         values: one for each place of the panel; None where there is none.
         colour: curves of one colour speak of the same thing.
         style: ``before`` is what something was and ``after`` what became of it, ``total`` is of all the others
-            together, ``added`` is added to the curve of its colour, ``points`` and ``hollow`` are joined by no line;
-            ``plain`` is none of these.
+            together, ``points`` and ``hollow`` are joined by no line; ``plain`` is none of these.
         bands: ranges around the curve, the widest first, each with a lower and an upper bound for every place.
     """
 
     name: str
     values: tuple[Value, ...]
     colour: int = 0
-    style: Literal["plain", "before", "after", "total", "added", "points", "hollow"] = "plain"
+    style: Literal["plain", "before", "after", "total", "points", "hollow"] = "plain"
     bands: tuple[tuple[tuple[Value, Value], ...], ...] = ()
 
 

@@ -199,7 +199,10 @@ def test_curves_and_coefficients_are_those_of_the_training(outputs):
     names = [name for name in values.names if ".layers.1." in name]
     columns = np.concatenate([values.get(name, "coefficients")[1].ravel() for name in names]).astype(np.float64)
     rows_of = [values.get(name, "row_coefficients")[1] for name in names if len(values.fields(name)) > 1]
-    for curve, pool in zip(panel["series"], (columns, np.concatenate(rows_of).astype(np.float64)), strict=True):
+    added = found["coefficients"]["panels"][3]
+    assert added["title"] == "b: added by rows"
+    curves = [*panel["series"], *added["series"]]
+    for curve, pool in zip(curves, (columns, np.concatenate(rows_of).astype(np.float64)), strict=True):
         assert curve["values"][2] == pytest.approx(pool.mean(), rel=1e-5)
         assert curve["bands"][0][2] == pytest.approx([pool.min(), pool.max()], rel=1e-5)
         assert curve["bands"][1][2] == pytest.approx(np.quantile(pool, [0.1, 0.9]), rel=1e-5)

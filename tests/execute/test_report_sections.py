@@ -76,11 +76,12 @@ def test_what_rows_add_is_a_curve_of_its_own():
     axes = {name: (0,) if name.endswith("rows") else (1,) for name in values}
     made = Coefficients("delta", "row+column", ("a", "b"), "base", values, axes)
     section = coefficients_section(made, ["a", "b"], "base", depth)
-    for number, panel in enumerate(section.panels):
-        columns, rows = panel.series
+    assert [panel.title for panel in section.panels] == ["a", "b", "a: added by rows", "b: added by rows"]
+    for number in range(2):
+        (columns,), (rows,) = (section.panels[at].series for at in (number, 2 + number))
         assert columns.values == tuple(rounded(float(values[n][number].mean(dtype=np.float64))) for n in depth.at)
         added = [rounded(float(values[f"{n}:rows"][number].mean(dtype=np.float64))) for n in ("in", "w")]
-        assert (rows.values, rows.style) == ((*added, None), "added")
+        assert rows.values == (*added, None)
         assert rows.bands[0][2] == (None, None)
     assert "the sum of its column's and its row's" in section.found
     assert {row[1] for row in section.rows} == set(values)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,13 +89,15 @@ def coefficients_section(made: Coefficients, sources: Sequence[str], base: str |
     added = any(name.endswith(ROWS) for name in made.values)
     every = [_pooled(made, number, depth, 0) for number in range(len(sources))]
     used = depth.only(i for pools in every for i, pool in enumerate(pools) if pool.size)
-    panels = []
-    for number, source in enumerate(sources):
-        series = [_spread("mean", every[number], used, depth, number)]
-        if added:
-            rows_pooled = _pooled(made, number, depth, 1)
-            series.append(_spread("mean of rows, added", rows_pooled, used, depth, number, "added"))
-        panels.append(Panel(source, used.places, tuple(series)))
+    panels = [
+        Panel(source, used.places, (_spread(every[number], used, depth, number),))
+        for number, source in enumerate(sources)
+    ]
+    if added:
+        panels += [
+            Panel(f"{source}: added by rows", used.places, (_spread(_pooled(made, i, depth, 1), used, depth, i),))
+            for i, source in enumerate(sources)
+        ]
     rows: list[tuple[Cell, ...]] = [
         (source, name, *numbers((v.min(), v.mean(), v.max())), int(v.size))
         for name, values in made.values.items()
@@ -127,8 +129,8 @@ def coefficients_section(made: Coefficients, sources: Sequence[str], base: str |
 
 
 _ADDED = (
-    " Where weights have coefficients of rows too, each entry is weighed by the sum of its column's and its row's: the "
-    "curve is of columns, norms and biases, and the lower one, about 0, where they began, is of what rows add."
+    " Each entry of a matrix is weighed by the sum of its column's coefficient and what its row adds: the first panels "
+    "are of columns, norms and biases, those after them of what rows add, which began at 0."
 )
 
 
@@ -148,18 +150,12 @@ def _pooled(made: Coefficients, source: int, depth: Depth, which: int) -> list[N
     return [np.concatenate(pool) if pool else np.empty(0) for pool in pools]
 
 
-def _spread(
-    name: str,
-    every: Sequence[NDArray[np.float64]],
-    used: Depth,
-    depth: Depth,
-    colour: int,
-    style: Literal["plain", "added"] = "plain",
-) -> Series:
+def _spread(every: Sequence[NDArray[np.float64]], used: Depth, depth: Depth, colour: int) -> Series:
     """The mean of the coefficients at each place that is used, the middle 80 % of them and all."""
     pools = [pool for place, pool in zip(depth.places, every, strict=True) if place in used.places]
     bands = (tuple(_quantiles(p, 0, 1) for p in pools), tuple(_quantiles(p, 0.1, 0.9) for p in pools))
-    return Series(name, tuple(rounded(float(p.mean())) if p.size else None for p in pools), colour, style, bands)
+    means = tuple(rounded(float(p.mean())) if p.size else None for p in pools)
+    return Series("mean", means, colour, bands=bands)
 
 
 def _quantiles(pool: NDArray[np.float64], low: float, high: float) -> tuple[Value, Value]:
