@@ -26,6 +26,7 @@ from mergetool.execute.sources import fetched
 from mergetool.execute.staging import Staging, read_provenance, refuse, staging, tidy
 from mergetool.kernels.backend import Array
 from mergetool.plan import Job, Plan, Report
+from mergetool.plan.digest import run_digest
 from mergetool.plan.stages import wanted
 from mergetool.plan.tasks import several
 from mergetool.publish import publish
@@ -230,7 +231,7 @@ def _complete(plan: Plan, output: Path, provenance: Mapping[str, Any]) -> bool:
     """Whether a folder is this plan's result, as far as can be told without reading it."""
     sizes = {shard.file: shard.nbytes for shard in plan.shards}
     held = {path.name: path.stat().st_size for path in output.iterdir() if path.name in sizes}
-    return provenance["plan"] == plan.digest and held == sizes
+    return held == sizes and provenance.get("run") == run_digest(plan)
 
 
 def room(plan: Plan, output: Path, stage: Staging) -> None:
