@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,12 +27,6 @@ ABOUT = "facts.json"
 """What the facts are and what they were measured from."""
 STEPS = "steps.json"
 """What is done of a folder in the making."""
-
-
-def cache_root() -> Path:
-    """Where facts are kept: ``facts`` in ``$MERGETOOL_CACHE``, or else in the user's cache."""
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "mergetool")
-    return Path(os.environ.get("MERGETOOL_CACHE") or user) / "facts"
 
 
 def digest(kind: str, made_of: Mapping[str, Any]) -> str:

@@ -131,7 +131,7 @@ def test_a_network_that_cannot_be_streamed_is_corrected_as_a_whole(llamas, tmp_p
         yield
 
     monkeypatch.setattr(correct_steps, "streamed", refuse)
-    monkeypatch.setattr("mergetool.execute.fact_making.cache_root", lambda: tmp_path / "other")
+    monkeypatch.setattr("mergetool.execute.fact_making.cache_folder", lambda kind: tmp_path / "other")
     run(planned(llamas), tmp_path / "whole")
     one, other = tensors(tmp_path / "streamed"), tensors(tmp_path / "whole")
     assert one.keys() == other.keys()
@@ -158,7 +158,7 @@ def test_a_killed_correction_is_gone_on_with_and_gives_the_same_bytes(
             done.append(step)
         add(self, step, *args)
 
-    monkeypatch.setattr("mergetool.execute.fact_making.cache_root", lambda: tmp_path / "other")
+    monkeypatch.setattr("mergetool.execute.fact_making.cache_folder", lambda kind: tmp_path / "other")
     monkeypatch.setattr(Making, "add", killed)
     with pytest.raises(KeyboardInterrupt):
         run(plan, tmp_path / "again")
@@ -184,7 +184,7 @@ def test_workers_parts_and_tiles_give_the_same_bytes(llamas, tmp_path, facts, mo
     for part in (2, 1):
         run_part(plan, Share(part, 2), tmp_path / "parts")
     finish(plan, tmp_path / "parts")
-    monkeypatch.setattr("mergetool.execute.fact_making.cache_root", lambda: tmp_path / "other")
+    monkeypatch.setattr("mergetool.execute.fact_making.cache_folder", lambda kind: tmp_path / "other")
     run(planned(llamas, workers=2), tmp_path / "anew")
     for other in ("parts", "anew"):
         assert {p.name: p.read_bytes() for p in (tmp_path / other).iterdir() if p.is_file()} == expected
