@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import groupby
 from typing import Any, Literal
 
 import numpy as np
@@ -88,10 +87,6 @@ class Outputs:
     config: Mapping[str, bool]
     batch_norms: tuple[str, ...]
     unheld: tuple[str, ...]
-
-    def steps(self) -> tuple[tuple[Output, ...], ...]:
-        """The outputs that may be measured in one forward pass, one pass after the other."""
-        return tuple(tuple(group) for _, group in groupby(self.outputs, key=lambda output: output.step))
 
 
 def outputs(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -33,6 +34,7 @@ from mergetool.execute.fact_making import Making  # noqa: E402
 from mergetool.execute.forward.passes import CannotStream  # noqa: E402
 from mergetool.execute.merged import merged_weights  # noqa: E402
 from mergetool.execute.parts import finish, run_part  # noqa: E402
+from mergetool.execute.prepare import prepare  # noqa: E402
 from mergetool.execute.prepared import Prepared  # noqa: E402
 from mergetool.execute.run import run  # noqa: E402
 from mergetool.execute.verify import verify  # noqa: E402
@@ -89,7 +91,7 @@ def test_what_was_measured_is_what_is_written(llamas, tmp_path, facts):
         np.testing.assert_allclose(has.mean, found.get(f"{path}.weight", "corrected.mean"), atol=1e-5)
 
 
-def test_a_llama_gets_biases_and_its_config_says_so(llamas, tmp_path, facts):
+def test_a_llama_gets_biases_and_its_config_says_so(llamas, tmp_path, facts, monkeypatch):
     plan = planned(llamas)
     report = run(plan, tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -99,8 +101,13 @@ def test_a_llama_gets_biases_and_its_config_says_so(llamas, tmp_path, facts):
     assert not has["model.layers.0.self_attn.q_proj.bias"].any()  # which comes along with o's
     assert "REPAIR" in (tmp_path / "out" / "README.md").read_text()
     assert any("of the spread they should have" in note for note in report.notes)
+    asked = []
+    monkeypatch.setattr(
+        sys.modules[run.__module__], "prepare", lambda plan, **how: asked.append(plan) or prepare(plan, **how)
+    )
     found = verify(tmp_path / "out", sample=40)
     assert found.ok, found
+    assert len(asked) == 1, "what the tensors need to know is made once for all of them"
     assert not any(check.skipped for check in found.checks)
 
 
