@@ -63,6 +63,11 @@ class Output:
     centred: bool = False
 
     @property
+    def own(self) -> tuple[str, ...]:
+        """The names of the weight and, where the shift has a place, of the bias."""
+        return (self.weight, self.bias) if self.bias else (self.weight,)
+
+    @property
     def side(self) -> Literal["input", "output"]:
         """At which side of the weight's module its moments are measured."""
         return "input" if self.read else "output"
