@@ -40,6 +40,10 @@ class Sources:
     adapter: Adapter | None = None
     device: str = "cpu"
 
+    def labels(self, sources: Sequence[int]) -> tuple[str, ...]:
+        """What the recipe calls some sources."""
+        return tuple(self.plan.sources[source].label for source in sources)
+
     @contextlib.contextmanager
     def weights(self, source: int) -> Iterator[Weights]:
         """The weights of a source, turned if it is, for a while.

@@ -57,8 +57,7 @@ def choose(
         RunError: the disk is full or fails.
     """
     tasting = Tasting.of(sources, data, known)
-    label = ", ".join(tasting.labels)
-    with facts_folder(CHOSEN, tasting.made_of, root, label) as found:
+    with facts_folder(CHOSEN, tasting.made_of, root, ", ".join(tasting.labels)) as found:
         if isinstance(found, Making):
             found = _made(tasting, found, progress)
         soup = read_tried(found).soup
@@ -98,7 +97,7 @@ class Tasting:
     @property
     def labels(self) -> tuple[str, ...]:
         """What the recipe calls the models."""
-        return tuple(self.sources.plan.sources[source].label for source in self.own)
+        return self.sources.labels(self.own)
 
     @property
     def made_of(self) -> dict[str, Any]:
