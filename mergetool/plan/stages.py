@@ -131,6 +131,7 @@ def _matched(source: Source, align: Align) -> int:
     """Bytes that matching takes: a layer of both models and the scores of the largest group, some copies of them.
 
     The assignment wants scores in float64, and correlations are summed in it with what is outside the layers loaded.
+    How many bytes that is for each of them is measured by ``python -m tests.bench.matching``.
     """
     shapes = {name: tensor.shape for name, tensor in source.checkpoint.tensors.items()}
     try:
