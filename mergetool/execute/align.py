@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 
 from mergetool.anatomy import Group, Turning, symmetries
+from mergetool.checkpoint.identity import identity
 from mergetool.errors import CheckpointError, NonFinite, PlanError, Problem
 from mergetool.execute.align_data import Inputs
 from mergetool.execute.aligned import Aligned, Alignment
-from mergetool.execute.fact_folder import Facts, identity
+from mergetool.execute.fact_folder import Facts
 from mergetool.execute.fact_making import Making, facts_folder
 from mergetool.execute.progress import Progress, Quiet
 from mergetool.facts.matching import Match, Matching

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mergetool.execute.calibration import Samples, open_tokenizer, read
-from mergetool.execute.calibration_adapter import Adapter, load_adapter
+from mergetool.execute.calibration import Samples, read
+from mergetool.execute.calibration_adapter import Adapter
+from mergetool.execute.prepare_data import adapter_of, longest, tokenizer_of
 from mergetool.plan import Plan
 from mergetool.plan.work import Source
 from mergetool.recipe.data import Align, Data
@@ -40,9 +40,7 @@ class Inputs:
         Raises:
             PlanError: it may not be run, or fails.
         """
-        calibration = self.plan.recipe.calibration
-        file = calibration.adapter_file(self.plan.recipe.folder) if calibration is not None else None
-        return None if file is None else load_adapter(file, self.trust_code)
+        return adapter_of(self.plan, self.trust_code)
 
     @property
     def network(self) -> Network | None:
@@ -71,18 +69,6 @@ class Inputs:
         return tuple(self._read(replace(data, samples=min(data.samples, 2))) for data in self.data[:1])
 
     def _read(self, data: Data) -> Samples:
-        checkpoint = self.reference.checkpoint
-        place = checkpoint.path if checkpoint.path is not None else checkpoint.repo
-        assert place is not None  # a checkpoint is in a folder or on the Hub
-        reader = self.adapter or open_tokenizer(place, self.reference.label, checkpoint.commit)
-        return read(data, reader, self.plan.recipe.folder, self.align.seed, longest=_longest(checkpoint.config))
-
-
-def _longest(config: Mapping[str, Any]) -> int | None:
-    """The most tokens that a model of this config takes, where it says so."""
-    text = config.get("text_config")
-    for each in (config, text if isinstance(text, Mapping) else {}):
-        for key in ("max_position_embeddings", "n_positions"):
-            if isinstance(each.get(key), int):
-                return int(each[key])
-    return None
+        reader = self.adapter or tokenizer_of(self.reference)
+        most = longest(self.reference.checkpoint.config)
+        return read(data, reader, self.plan.recipe.folder, self.align.seed, longest=most)

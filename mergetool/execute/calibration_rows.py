@@ -226,9 +226,9 @@ def _from_hub(data: Data) -> Columns:
                 parts["repo"], parts["config"], split=parts["split"], revision=parts["revision"]
             )
     except Exception as error:  # of the library, the Hub, the network or the files
-        raise PlanError(
-            f"cannot be loaded: {first_line(error)}", data.path, "check its name, split and revision"
-        ) from error
+        # The library says of a table that it cannot make that it cannot; what it is about is the cause.
+        why = ": ".join(first_line(each) for each in (error, error.__cause__) if each is not None)
+        raise PlanError(f"cannot be loaded: {why}", data.path, "check its name, split and revision") from error
     return Columns(found.__getitem__, found.column_names, len(found), data.path)
 
 

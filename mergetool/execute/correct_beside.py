@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mergetool.errors import CheckpointError
 from mergetool.execute.correct import Found
 from mergetool.execute.correct_facts import ABOUT, arrays_of
 from mergetool.execute.correct_steps import INPUT_SHIFT
@@ -25,11 +24,7 @@ Named = Mapping[str, tuple[DType, NDArray[Any]]]
 
 
 def beside(sources: Sources, found: Sequence[Found]) -> dict[str, bytes]:
-    """The files of all tasks by their names in the model folder.
-
-    Raises:
-        CheckpointError: a task's model has no head of its own to fold its correction into.
-    """
+    """The files of all tasks by their names in the model folder."""
     recipe = sources.plan.recipe.correct
     assert recipe is not None  # it asked for these files
     if recipe.fold == "head":
@@ -69,12 +64,8 @@ def _head(sources: Sources, found: Found) -> bytes:
         for output in correction.outputs.outputs:
             if f"{output.weight}:scale" not in arrays:  # no pass went through it
                 continue
-            names = [output.weight, *([output.bias] if output.bias else [])]
-            if missing := [name for name in names if name not in weights.shapes]:
-                label = sources.plan.sources[source].label
-                raise CheckpointError(f"has no head `{missing[0]}`", label, "use another `correct.fold`")
-            values = [weights.get(name).numpy() for name in names]
-            for name, folded in zip(names, _folded(output, values, arrays), strict=True):
+            values = [weights.get(name).numpy() for name in output.own]
+            for name, folded in zip(output.own, _folded(output, values, arrays), strict=True):
                 dtype = jobs[name].dtype
                 tensors[name] = dtype, narrow(folded, dtype.name).reshape(folded.shape)
     return _file(tensors, {"task": found.task.name, "replaces": list(tensors)})

@@ -25,7 +25,7 @@ from mergetool.execute.tiles import Sources, Stopped
 from mergetool.kernels.backend import Backend
 from mergetool.methods import METHODS
 from mergetool.plan import Job, Plan
-from mergetool.plan.build import digest
+from mergetool.plan.digest import unchanged
 from mergetool.plan.memory import machine_memory
 from mergetool.storage.writer import Writer
 
@@ -103,7 +103,7 @@ class Engine:
 
     def run(self) -> dict[str, Outcome]:
         """Measure and merge; what every tensor came to, by name."""
-        self._unchanged()
+        unchanged(self.plan)
         opened = open_sources(self.plan, self.turnings, allocate=self.allocate)
         with opened as sources, contextlib.ExitStack() as stack:
             writers = self._writers(stack)
@@ -150,17 +150,6 @@ class Engine:
         for reader in sources.readers.values():
             if reader.changed():
                 raise SourceChanged("the file changed while it was merged", str(reader.path), "run again")
-
-    def _unchanged(self) -> None:
-        fix = "plan again, and leave the sources alone while they are merged"
-        try:
-            plan = self.plan
-            same = digest(plan.recipe, plan.sources, plan.shards, task=plan.task) == plan.digest
-        except OSError as error:
-            what = f"a source's file cannot be read any more: {error.strerror}"
-            raise SourceChanged(what, str(error.filename), fix) from error
-        if not same:
-            raise SourceChanged("a source's file changed after planning", fix=fix)
 
     def _writers(self, stack: contextlib.ExitStack) -> dict[str, tuple[Writer, int]]:
         """For each tensor the open file it goes to and its offset there."""

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mergetool.checkpoint.checkpoint import Checkpoint
 from mergetool.errors import CheckpointError
 from mergetool.storage.header import Entry, read_header
 from mergetool.storage.reader import Reader
@@ -28,16 +25,8 @@ FORMAT = 2
 """Changes whenever the code makes other facts of the same data."""
 ABOUT = "facts.json"
 """What the facts are and what they were measured from."""
-_SOME = 4096
-"""Bytes of each tensor that are looked at to tell models apart."""
 STEPS = "steps.json"
 """What is done of a folder in the making."""
-
-
-def cache_root() -> Path:
-    """Where facts are kept: ``facts`` in ``$MERGETOOL_CACHE``, or else in the user's cache."""
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "mergetool")
-    return Path(os.environ.get("MERGETOOL_CACHE") or user) / "facts"
 
 
 def digest(kind: str, made_of: Mapping[str, Any]) -> str:
@@ -49,48 +38,6 @@ def digest(kind: str, made_of: Mapping[str, Any]) -> str:
     """
     content = {"format": FORMAT, "kind": kind, "made_of": made_of}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def identity(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What tells a model's weights from others: its commit, or each weight file's size, time and some of its bytes; and
-    its config.
-
-    Fine-tunes have files of one size, and out of an archive often of one time.
-    """
-    found: dict[str, Any] = {"commit": checkpoint.commit}
-    if checkpoint.commit is None:
-        found["files"] = [_file_identity(checkpoint, name) for name in checkpoint.weight_files]
-    layout = [(t.name, t.dtype.name, t.shape, t.file, t.start) for t in checkpoint.tensors.values()]
-    text = json.dumps([layout, checkpoint.config], sort_keys=True)
-    return {**found, "layout": hashlib.sha256(text.encode()).hexdigest()}
-
-
-def _file_identity(checkpoint: Checkpoint, name: str) -> list[Any]:
-    path = checkpoint.file(name)
-    stat = os.stat(path)
-    middles = tuple(
-        (t.start + max(0, t.nbytes - _SOME) // 2, min(t.nbytes, _SOME))
-        for t in checkpoint.tensors.values()
-        if t.file == name
-    )
-    return [
-        name,
-        stat.st_size,
-        stat.st_mtime_ns,
-        _some_bytes(path, middles, stat.st_size, stat.st_mtime_ns, stat.st_ino),
-    ]
-
-
-@lru_cache(maxsize=256)
-def _some_bytes(path: Path, middles: tuple[tuple[int, int], ...], *_stat: int) -> str:
-    """A digest of the middle of every tensor of a file; it is asked for often, and read once while the file stays."""
-    found = hashlib.sha256()
-    with Reader(path) as reader:
-        for start, nbytes in middles:
-            some = bytearray(nbytes)
-            reader.read_into(some, start)
-            found.update(some)
-    return found.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mergetool.cache import cache_folder
 from mergetool.errors import OutputRefused
-from mergetool.execute.fact_folder import ABOUT, FORMAT, STEPS, Facts, cache_root, digest, entries_of, open_facts
+from mergetool.execute.fact_folder import ABOUT, FORMAT, STEPS, Facts, digest, entries_of, open_facts
 from mergetool.execute.locks import waiting
 from mergetool.storage import system
 from mergetool.storage.dtypes import DTYPES, DType
@@ -157,7 +158,7 @@ def facts_folder(
         OutputRefused: the cache cannot be written.
         CheckpointError: the finished folder is damaged.
     """
-    root = cache_root() if root is None else root
+    root = cache_folder("facts") if root is None else root
     final = root / f"{kind}-{digest(kind, made_of)}"
     partial, lock = (root / f".{final.name}.{ending}" for ending in ("partial", "lock"))
     with contextlib.ExitStack() as held:

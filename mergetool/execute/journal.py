@@ -41,8 +41,8 @@ def share_of(name: str) -> Share | None:
 class Record:
     """What a journal says."""
 
-    plan: str
-    """The digest of the plan."""
+    run: str
+    """What the run is known by; see :func:`mergetool.plan.digest.run_digest`."""
     share: Share | None
     done: Mapping[str, Outcome]
     nbytes: int
@@ -56,7 +56,7 @@ def read_journal(path: Path) -> Record | None:
     except FileNotFoundError:
         return None
     head = _entry(lines[0]) if lines else {}
-    if not isinstance(head.get("plan"), str):
+    if not isinstance(head.get("run"), str):
         return None
     whole, done = 0, {}
     for line in lines:
@@ -66,7 +66,7 @@ def read_journal(path: Path) -> Record | None:
         whole += len(line)
         if entry.keys() >= {"tensor", "digest", "bad", "unequal"}:
             done[entry["tensor"]] = Outcome(entry["digest"], entry["bad"], tuple(entry["unequal"]))
-    return Record(head["plan"], share_of(path.name), done, whole)
+    return Record(head["run"], share_of(path.name), done, whole)
 
 
 def read_journals(folder: Path) -> dict[str, Record]:
@@ -89,7 +89,7 @@ class Journal:
 
     Args:
         path: the file.
-        plan: the digest of the plan.
+        run: what the run is known by.
         share: the part whose journal it is.
 
     Raises:
@@ -97,15 +97,15 @@ class Journal:
         RunError: the disk is full or fails.
     """
 
-    def __init__(self, path: Path, plan: str, share: Share | None) -> None:
+    def __init__(self, path: Path, run: str, share: Share | None) -> None:
         self.path = path
         self._guard = threading.Lock()
         record = read_journal(path)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            os.ftruncate(self._file, record.nbytes if record is not None and record.plan == plan else 0)
+            os.ftruncate(self._file, record.nbytes if record is not None and record.run == run else 0)
             if os.fstat(self._file).st_size == 0:
-                self._write({"plan": plan} | ({"part": share.part, "parts": share.parts} if share else {}))
+                self._write({"run": run} | ({"part": share.part, "parts": share.parts} if share else {}))
         except BaseException:
             self.close()
             raise

@@ -24,7 +24,7 @@ from mergetool.execute.run import (
     made_ahead,
     nonfinite,
     room,
-    with_notes,
+    with_findings,
 )
 from mergetool.execute.sources import fetched
 from mergetool.execute.staging import Staging, fits, staging, staging_path
@@ -89,7 +89,7 @@ def run_part(
     with staging(plan, target, share) as stage:
         room(plan, target, stage)
         ahead = made_ahead(plan, stage, trust_code, device, progress)
-        ready = with_notes(fetched(needed(plan, jobs), ahead.turnings), stage)
+        ready = with_findings(fetched(needed(plan, jobs), ahead.turnings), stage)
         engine = Engine(ready, jobs, stage, backend, progress or Quiet(), allow_nonfinite, ahead, ahead.turnings)
         made = engine.run()
         done = {name for record in read_journals(stage.path).values() for name in record.done}
@@ -140,7 +140,7 @@ def finish(
     fits(plan, path, None)  # asked before the folder is opened, for a run of the whole empties one of another plan
     with staging(plan, target) as stage:
         _check(plan, stage, progress or Quiet())
-        return complete(with_notes(plan, stage), stage, target, stage.done, began, force)
+        return complete(with_findings(plan, stage), stage, target, stage.done, began, force)
 
 
 def _missing(plan: Plan, share: Share, done: Collection[str]) -> tuple[Share, ...]:

@@ -12,6 +12,7 @@ from mergetool.execute.calibration import Samples, open_tokenizer, read
 from mergetool.execute.calibration_adapter import Adapter, load_adapter
 from mergetool.plan import Plan
 from mergetool.plan.sources import place
+from mergetool.plan.work import Source
 from mergetool.recipe.data import Data
 
 
@@ -61,11 +62,11 @@ class SourceData:
         """
         recipe, found = self.plan.recipe, self.plan.sources[source]
         reader = self._reader(source)
-        longest = None if self.adapter is not None else _longest(found.checkpoint.config)
+        most = None if self.adapter is not None else longest(found.checkpoint.config)
         for data in every:
             key = data, self._speaker(source), labels
             if key not in self._read:
-                self._read[key] = read(data, reader, recipe.folder, recipe.seed, labels=labels, longest=longest)
+                self._read[key] = read(data, reader, recipe.folder, recipe.seed, labels=labels, longest=most)
         return tuple(self._read[data, self._speaker(source), labels] for data in every)
 
     def shared(self, sources: Sequence[int], names: Sequence[str], most: int) -> tuple[Samples, ...]:
@@ -82,11 +83,11 @@ class SourceData:
         """
         recipe = self.plan.recipe
         every = () if recipe.calibration is None else recipe.calibration.named(names)
-        limits = [_longest(self.plan.sources[source].checkpoint.config) for source in sources]
-        longest = min((limit for limit in limits if limit is not None), default=None)
+        limits = [longest(self.plan.sources[source].checkpoint.config) for source in sources]
+        shortest = min((limit for limit in limits if limit is not None), default=None)
         reader = self._reader(self.plan.tokenizer)
         some = [replace(data, samples=min(data.samples, most)) for data in every]
-        return tuple(read(data, reader, recipe.folder, recipe.seed, longest=longest) for data in some)
+        return tuple(read(data, reader, recipe.folder, recipe.seed, longest=shortest) for data in some)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -103,11 +104,7 @@ class SourceData:
             return self.adapter
         speaker = self._speaker(source)
         if speaker not in self._tokenizers:
-            found = self.plan.sources[speaker]
-            checkpoint = found.checkpoint
-            where = checkpoint.repo or checkpoint.path
-            assert where is not None  # a checkpoint is in a folder or on the Hub
-            self._tokenizers[speaker] = open_tokenizer(where, found.label, checkpoint.commit)
+            self._tokenizers[speaker] = tokenizer_of(self.plan.sources[speaker])
         return self._tokenizers[speaker]
 
 
@@ -122,7 +119,19 @@ def adapter_of(plan: Plan, trust_code: bool) -> Adapter | None:
     return None if file is None else load_adapter(file, trust_code)
 
 
-def _longest(config: Mapping[str, Any]) -> int | None:
+def tokenizer_of(source: Source) -> Any:
+    """A source's own tokenizer.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be loaded.
+    """
+    checkpoint = source.checkpoint
+    where = checkpoint.repo or checkpoint.path
+    assert where is not None  # a checkpoint is in a folder or on the Hub
+    return open_tokenizer(where, source.label, checkpoint.commit)
+
+
+def longest(config: Mapping[str, Any]) -> int | None:
     """The most tokens that a model of this config takes, where it says so."""
     text = config.get("text_config")
     for each in (config, text if isinstance(text, Mapping) else {}):

@@ -11,8 +11,8 @@ from types import MappingProxyType
 from typing import Any
 
 from mergetool.anatomy import Turning
+from mergetool.checkpoint.identity import identity
 from mergetool.execute.calibration_adapter import Adapter
-from mergetool.execute.fact_folder import identity
 from mergetool.execute.forward.arrays import turned_weights
 from mergetool.execute.forward.model import Model, open_model
 from mergetool.execute.forward.places import is_transposed, places
@@ -39,6 +39,10 @@ class Sources:
     orders: Mapping[int, str] = field(default_factory=dict)
     adapter: Adapter | None = None
     device: str = "cpu"
+
+    def labels(self, sources: Sequence[int]) -> tuple[str, ...]:
+        """What the recipe calls some sources."""
+        return tuple(self.plan.sources[source].label for source in sources)
 
     @contextlib.contextmanager
     def weights(self, source: int) -> Iterator[Weights]:

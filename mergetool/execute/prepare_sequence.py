@@ -74,8 +74,7 @@ def measure_in_sequence(
         "data": [[each.digest for each in every] for every in samples],
         "jobs": sources.made_by(plan.jobs, known, dtypes=False),
     }
-    label = ", ".join(plan.sources[source].label for source in own)
-    with facts_folder(KIND, made_of, root, label) as found:
+    with facts_folder(KIND, made_of, root, ", ".join(sources.labels(own))) as found:
         if isinstance(found, Making):
             batches = [[batch for each in every for batch in each.batches()] for every in samples]
             found = _made(sources, own, batches, known, found, progress)

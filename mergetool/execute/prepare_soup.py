@@ -24,6 +24,7 @@ from mergetool.execute.prepare_data import SourceData
 from mergetool.execute.prepare_models import Sources
 from mergetool.execute.prepared import Prepared
 from mergetool.execute.progress import Progress
+from mergetool.execute.soup_facts import add_choice, name_of, read_tried
 from mergetool.facts.soup import Members, Soup, greedy, reads
 from mergetool.plan import Job, Plan
 from mergetool.plan.stages import CHOSEN, merged, scored, wanted
@@ -56,11 +57,10 @@ def choose(
         RunError: the disk is full or fails.
     """
     tasting = Tasting.of(sources, data, known)
-    label = ", ".join(tasting.labels)
-    with facts_folder(CHOSEN, tasting.made_of, root, label) as found:
+    with facts_folder(CHOSEN, tasting.made_of, root, ", ".join(tasting.labels)) as found:
         if isinstance(found, Making):
             found = _made(tasting, found, progress)
-        soup = _read(found, tasting)
+        soup = read_tried(found).soup
     notes = [_told(soup, tasting)]
     if sources.plan.recipe.correct is not None:
         notes.append("the soup was chosen among means that are not corrected")
@@ -97,7 +97,7 @@ class Tasting:
     @property
     def labels(self) -> tuple[str, ...]:
         """What the recipe calls the models."""
-        return tuple(self.sources.plan.sources[source].label for source in self.own)
+        return self.sources.labels(self.own)
 
     @property
     def made_of(self) -> dict[str, Any]:
@@ -165,7 +165,7 @@ def _made(tasting: Tasting, found: Making, progress: Progress) -> Facts:
     sign = -1.0 if metric == "accuracy" else 1.0
 
     def loss(members: Members) -> float:
-        name = _name(members)
+        name = name_of(members)
         if name not in found.steps:
             found.add(name, {f"{name}:{metric}": np.array(_scores(tasting, members), np.float64)}, {})
         progress.advance(len(members) * nbytes)
@@ -179,8 +179,7 @@ def _made(tasting: Tasting, found: Making, progress: Progress) -> Facts:
         raise
     finally:
         progress.close()
-    order = [soup.best, *(i for i in soup.members if i != soup.best)]
-    found.add(CHOSEN, {f"{CHOSEN}:members": np.array(order, np.int64)}, {})
+    add_choice(soup, found)
     return found.finish()
 
 
@@ -192,22 +191,6 @@ def _scores(tasting: Tasting, members: Members) -> list[float]:
         if len(members) == 1:
             raise
         return [np.nan] * len(tasting.samples)
-
-
-def _name(members: Members) -> str:
-    """What the scores of a mean are kept under: the numbers of its models, from 1 on."""
-    return "+".join(str(i + 1) for i in members)
-
-
-def _read(facts: Facts, tasting: Tasting) -> Soup:
-    metric = tasting.settings.metric
-    best, *_ = members = facts.get(CHOSEN, "members").tolist()
-    tried = {
-        tuple(int(number) - 1 for number in name.split("+")): float(facts.get(name, metric).mean())
-        for name in facts.names
-        if name != CHOSEN
-    }
-    return Soup(tuple(sorted(members)), best, tried)
 
 
 def _told(soup: Soup, tasting: Tasting) -> str:

@@ -69,16 +69,15 @@ def train_all(
         "settings": settings.as_dict(),
         "names": sorted(trained),
     }
-    label = ", ".join(sources.plan.sources[source].label for source in own)
+    labels = sources.labels(own)
     notes = _notes(sources, trained)
-    with facts_folder(KIND, made_of, root, label) as found:
+    with facts_folder(KIND, made_of, root, ", ".join(labels)) as found:
         if isinstance(found, Making):
             found = _made(
                 sources, own, base, [list(map(_rows, every)) for every in samples], jobs, settings, found, progress
             )
         made, folder = read_coefficients(found.path), found.path
     # A folder is called by what the models are; here they have the names of this recipe.
-    labels = tuple(sources.plan.sources[source].label for source in own)
     return replace(made, sources=labels), folder, notes
 
 

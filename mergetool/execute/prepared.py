@@ -69,6 +69,13 @@ class Prepared:
         return bool(self.measured) or self.coefficients is not None or self.shares is not None or bool(self.edits)
 
     @property
+    def left_out(self) -> frozenset[int]:
+        """The sources that a soup does without, by their place in the plan; what a rule takes of one, it does not."""
+        others = (job for job in self.plan.jobs if job.method and CHOSEN not in wanted(job).values())
+        kept = {read.source for job in others for read in job.reads}
+        return frozenset(source for source, share in (self.shares or {}).items() if not share) - kept
+
+    @property
     def made_of(self) -> list[Any]:
         """What tells what is known here from what another plan may know, as JSON."""
         facts: list[Any] = [[kind, source, each.path.name] for (kind, source), each in sorted(self.measured.items())]

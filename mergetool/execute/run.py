@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from mergetool.execute.engine import Engine
 from mergetool.execute.job import Outcome
 from mergetool.execute.locks import FACTS
 from mergetool.execute.measure import FOLDER
-from mergetool.execute.merged import merged_weights
+from mergetool.execute.merged import Merged, merged_weights
 from mergetool.execute.prepare import prepare
 from mergetool.execute.prepared import Prepared
 from mergetool.execute.progress import Progress, Quiet
@@ -26,6 +27,7 @@ from mergetool.execute.sources import fetched
 from mergetool.execute.staging import Staging, read_provenance, refuse, staging, tidy
 from mergetool.kernels.backend import Array
 from mergetool.plan import Job, Plan, Report
+from mergetool.plan.digest import run_digest
 from mergetool.plan.stages import wanted
 from mergetool.plan.tasks import several
 from mergetool.publish import publish
@@ -33,7 +35,7 @@ from mergetool.storage.writer import atomic_write
 
 _BESIDE = "beside"
 """Where files are kept that go into the model folder as they are, for the parts and for what finishes them."""
-_NOTES = "notes.json"
+_FOUND = "found.json"
 """Where what was found ahead of the jobs is said, beside the facts, for the parts and for what finishes them."""
 
 _NOT_FINITE = " is not finite: "
@@ -95,7 +97,7 @@ def run(
         room(plan, target, stage)
         ahead = made_ahead(plan, stage, trust_code, device, progress)
         engine = Engine(
-            with_notes(fetched(plan, ahead.turnings), stage),
+            with_findings(fetched(plan, ahead.turnings), stage),
             plan.jobs,
             stage,
             backend,
@@ -128,7 +130,8 @@ def made_ahead(plan: Plan, stage: Staging, trust_code: bool, device: str, progre
         found = prepare(plan, progress=progress, **runs)
         folder.mkdir(exist_ok=True)
         notes = keep(plan, found, folder, progress=progress or Quiet(), **runs)
-        atomic_write(folder / _NOTES, json.dumps((*found.notes, *notes), ensure_ascii=False))
+        said = {"notes": [*found.notes, *notes], "left_out": sorted(found.left_out)}
+        atomic_write(folder / _FOUND, json.dumps(said, ensure_ascii=False))
         for name, content in found.beside.items():
             (folder / _BESIDE / name).parent.mkdir(parents=True, exist_ok=True)
             atomic_write(folder / _BESIDE / name, content)
@@ -141,13 +144,13 @@ def _made_beside(stage: Staging) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def with_notes(plan: Plan, stage: Staging) -> Plan:
-    """The plan, and in its notes what was found ahead of the jobs."""
+def with_findings(plan: Plan, stage: Staging) -> Plan:
+    """The plan, with what was found ahead of the jobs: notes, and which sources are left out."""
     try:
-        found = json.loads((stage.path / FOLDER / _NOTES).read_bytes())
+        found = json.loads((stage.path / FOLDER / _FOUND).read_bytes())
+        return replace(plan, notes=(*plan.notes, *found["notes"]), left_out=frozenset(found["left_out"]))
     except (FileNotFoundError, ValueError):
         return plan
-    return replace(plan, notes=(*plan.notes, *found))
 
 
 def destination(plan: Plan, output: Path | str | None, force: bool) -> Path:
@@ -220,17 +223,40 @@ def compute(plan: Plan, job: Job, device: str = "cpu", trust_code: bool = False)
         PlanError: there is no such device.
         MergetoolError: as :func:`mergetool.execute.prepare.prepare`.
     """
-    asked = plan.recipe.align is not None or bool(wanted(job)) or job.corrected is not None
-    ahead = prepare(plan, trust_code=trust_code, device=device) if asked else Prepared(plan)
-    with merged_weights(plan, ahead, device) as weights:
+    with made_again(plan, (job,), device, trust_code) as weights:
         return weights.raw(job)
+
+
+@contextlib.contextmanager
+def made_again(plan: Plan, jobs: tuple[Job, ...], device: str = "cpu", trust_code: bool = False) -> Iterator[Merged]:
+    """Some of a plan's tensors in memory, one at a time; what they need to know of whole models is made once for all.
+
+    Only the files that they need are fetched.
+
+    Args:
+        plan: the plan.
+        jobs: some of its jobs.
+        device: where the kernels run.
+        trust_code: whether the recipe's adapter may be run.
+
+    Raises:
+        PlanError: there is no such device.
+        MergetoolError: as :func:`mergetool.execute.prepare.prepare` and
+            :func:`mergetool.execute.merged.merged_weights`.
+    """
+    asking = any(wanted(job) or job.corrected is not None for job in jobs)
+    some = plan if asking or any(job.facts for job in jobs) else replace(plan, jobs=jobs)
+    turned = plan.recipe.align is not None
+    ahead = prepare(some, trust_code=trust_code, device=device) if asking or turned else Prepared(some)
+    with merged_weights(some, ahead, device) as weights:
+        yield weights
 
 
 def _complete(plan: Plan, output: Path, provenance: Mapping[str, Any]) -> bool:
     """Whether a folder is this plan's result, as far as can be told without reading it."""
     sizes = {shard.file: shard.nbytes for shard in plan.shards}
     held = {path.name: path.stat().st_size for path in output.iterdir() if path.name in sizes}
-    return provenance["plan"] == plan.digest and held == sizes
+    return held == sizes and provenance.get("run") == run_digest(plan)
 
 
 def room(plan: Plan, output: Path, stage: Staging) -> None:

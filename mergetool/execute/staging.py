@@ -17,6 +17,7 @@ from mergetool.execute.journal import JOURNAL, LOCK, Journal, journal_name, lock
 from mergetool.execute.locks import FACTS, LAYOUT, hold, opened, waiting
 from mergetool.execute.measure import FOLDER
 from mergetool.plan import Plan
+from mergetool.plan.digest import run_digest
 from mergetool.plan.output import refusal
 from mergetool.plan.parts import Share
 from mergetool.publish import PROVENANCE, read_local
@@ -190,7 +191,7 @@ def _open(plan: Plan, path: Path, share: Share | None) -> Staging:
             held.enter_context(waiting(path / LAYOUT))
             fits(plan, path, share)
         done = _resume(plan, path, share)
-        return Staging(path, done, share, Journal(path / journal_name(share), plan.digest, share))
+        return Staging(path, done, share, Journal(path / journal_name(share), run_digest(plan), share))
 
 
 def fits(plan: Plan, path: Path, share: Share | None) -> None:
@@ -201,7 +202,8 @@ def fits(plan: Plan, path: Path, share: Share | None) -> None:
     """
     records = read_journals(path).values()
     anew = f"or remove {path.name} to begin anew"
-    if any(record.plan != plan.digest for record in records):
+    run = run_digest(plan)
+    if any(record.run != run for record in records):
         what = "was begun with another recipe, other sources or another shard size"
         raise OutputRefused(what, str(path), f"give what it was begun with, {anew}")
     counts = {record.share.parts for record in records if record.share is not None}
@@ -216,7 +218,8 @@ def _resume(plan: Plan, path: Path, share: Share | None) -> dict[str, Outcome]:
 
     Of the same plan's only what is continued stays: nothing else that a killed run was writing gets published.
     """
-    records = {name: record for name, record in read_journals(path).items() if record.plan == plan.digest}
+    run = run_digest(plan)
+    records = {name: record for name, record in read_journals(path).items() if record.run == run}
     if share is None or not records:
         kept = {LOCK, LAYOUT, FACTS, *([lock_name(share)] if share is not None else ())}
         if records:

@@ -63,7 +63,7 @@ def verify(
 
     Args:
         folder: the model folder.
-        sample: how many tensors to make again from the sources; of those that need the whole model measured only one.
+        sample: how many tensors to make again from the sources.
         device: where they are made.
         recipe_folder: where the recipe's relative paths start from; by default where the recipe lay, if the folder
             was made on this machine.

@@ -11,8 +11,9 @@ import numpy as np
 
 from mergetool.checkpoint import hub
 from mergetool.errors import MergetoolError
+from mergetool.execute.merged import Merged
+from mergetool.execute.run import made_again
 from mergetool.plan import Job, Plan, build
-from mergetool.plan.stages import wanted
 from mergetool.plan.tasks import of_task
 from mergetool.publish import RECIPE, header_digest, read_local
 from mergetool.publish.loadable import CannotTell, first_line
@@ -52,17 +53,13 @@ def again(
         raise CannotTell("no tensor is to be made again")
     plan = _plan(folder, record, recipe_folder, trust_code)
     held = {name: (file, entry) for file, header in headers.items() for name, entry in header.entries.items()}
-    wrong, made = [], 0
-    for job in chosen(plan.jobs, sample):
-        if job.name not in held:
-            continue
-        if absent := _absent(plan, job):
-            raise CannotTell(absent)
-        file, entry = held[job.name]
-        made += 1
-        if said := _differs(plan, job, folder / file, entry, device, trust_code):
-            wrong.append(said)
-    return wrong, f"{made} of {len(plan.jobs)} tensors made again, the same bytes"
+    jobs = tuple(job for job in chosen(plan.jobs, sample) if job.name in held)
+    if absent := next(filter(None, (_absent(plan, job) for job in jobs)), ""):
+        raise CannotTell(absent)
+    with made_again(plan, jobs, device, trust_code) as weights:
+        places = [(job, folder / held[job.name][0], held[job.name][1]) for job in jobs]
+        wrong = list(filter(None, (_differs(weights, *place) for place in places)))
+    return wrong, f"{len(jobs)} of {len(plan.jobs)} tensors made again, the same bytes"
 
 
 def _plan(folder: Path, record: Mapping[str, Any], recipe_folder: Path | None, trust_code: bool) -> Plan:
@@ -85,16 +82,12 @@ def _plan(folder: Path, record: Mapping[str, Any], recipe_folder: Path | None, t
     return plan
 
 
-def _differs(plan: Plan, job: Job, file: Path, entry: Entry, device: str, trust_code: bool) -> str:
+def _differs(weights: Merged, job: Job, file: Path, entry: Entry) -> str:
     """In what a tensor on disk is not what its job makes; nothing where it is."""
-    from mergetool.execute import compute
-
     if (entry.dtype, entry.shape) != (job.dtype, job.shape):
         is_, said = (f"{x.dtype.name} {list(x.shape)}" for x in (entry, job))
         return f"`{job.name}` is {is_} and comes out as {said}"
-    # What is known of the whole model needs all the jobs; any other tensor only its own sources' files.
-    together = job.facts or wanted(job) or job.corrected is not None
-    result = compute(plan if together else replace(plan, jobs=(job,)), job, device, trust_code)
+    result = weights.raw(job)
     with Reader(file) as reader:
         stored = reader.read(entry)
     same = np.array_equal(stored.view(np.uint8), np.asarray(result).view(np.uint8))
@@ -144,6 +137,4 @@ def chosen(jobs: Sequence[Job], count: int) -> list[Job]:
     order = sorted(range(len(jobs)), key=lambda i: (jobs[i].method, jobs[i].size, i))
     largest = max(range(len(jobs)), key=lambda i: (jobs[i].bytes_written, -i))
     spread = [order[round(k * (len(order) - 1) / max(1, count - 1))] for k in range(count)]
-    picked = list(dict.fromkeys((0, largest, *spread)))[:count]
-    measured = [i for i in picked if jobs[i].facts]
-    return [jobs[i] for i in picked if i not in measured[1:]]
+    return [jobs[i] for i in list(dict.fromkeys((0, largest, *spread)))[:count]]

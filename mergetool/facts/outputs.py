@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import groupby
 from typing import Any, Literal
 
 import numpy as np
@@ -64,6 +63,11 @@ class Output:
     centred: bool = False
 
     @property
+    def own(self) -> tuple[str, ...]:
+        """The names of the weight and, where the shift has a place, of the bias."""
+        return (self.weight, self.bias) if self.bias else (self.weight,)
+
+    @property
     def side(self) -> Literal["input", "output"]:
         """At which side of the weight's module its moments are measured."""
         return "input" if self.read else "output"
@@ -88,10 +92,6 @@ class Outputs:
     config: Mapping[str, bool]
     batch_norms: tuple[str, ...]
     unheld: tuple[str, ...]
-
-    def steps(self) -> tuple[tuple[Output, ...], ...]:
-        """The outputs that may be measured in one forward pass, one pass after the other."""
-        return tuple(tuple(group) for _, group in groupby(self.outputs, key=lambda output: output.step))
 
 
 def outputs(

@@ -19,10 +19,14 @@ import os
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ParamSpec, TypeVar
+
+from mergetool.cache import cache_folder
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -64,21 +68,6 @@ def _made_with() -> str:
     return f"{importlib.metadata.version('numba')} {llvm.llvm_version_info} {processor}\n{prelude}"
 
 
-@cache
-def cache_folder() -> Path:
-    """Where generated kernels live: ``$MERGETOOL_CACHE``, else the user's cache, else a folder for this process."""
-    home = os.environ.get("MERGETOOL_CACHE") or Path(
-        os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "mergetool"
-    )
-    folder = Path(home) / "kernels"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError:
-        return Path(tempfile.mkdtemp(prefix="mergetool-kernels-"))
-
-
 def entry(name: str, text: str, parameters: Sequence[str]) -> Entry:
     """The machine code of a kernel: found in the cache, or compiled and kept there.
 
@@ -90,14 +79,14 @@ def entry(name: str, text: str, parameters: Sequence[str]) -> Entry:
         parameters: what ``kernel`` takes: ``i64``, or for the address of an array ``u16*``, ``f32*``, ….
     """
     digest = hashlib.sha256("\n".join((_made_with(), *parameters, text)).encode()).hexdigest()[:16]
-    path = cache_folder() / f"{name}_{digest}.o"
+    path = cache_folder("kernels") / f"{name}_{digest}.o"
     content = _read(path)
     if content is None:
         function = _compiled(path, text, parameters)
         content = _object(function)
         if content is None:
             return _called(function, function.address, parameters)
-        _write(path, content + _check(content))
+        _keep(path, content + _check(content))
     return _loaded(content, parameters)
 
 
@@ -114,10 +103,27 @@ def _read(path: Path) -> bytes | None:
     return found[:-CHECK] if _check(found[:-CHECK]) == found[-CHECK:] else None
 
 
-def _write(path: Path, content: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-        file.write(content)
-    os.replace(file.name, path)
+def _keep(path: Path, content: bytes) -> None:
+    """Put a file into the cache, whole or not at all; a kernel is in memory, so a full disk stops nobody."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+            try:
+                file.write(content)
+                file.flush()
+                os.replace(file.name, path)
+            except OSError:
+                Path(file.name).unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        _said(str(path.parent), error.strerror or str(error))
+
+
+@cache
+def _said(folder: str, why: str) -> None:
+    """Say once that kernels are compiled anew by every process."""
+    fix = "it takes every run some seconds; set MERGETOOL_CACHE to a folder that can be written"
+    warnings.warn(f"{folder}: machine code is not kept there: {why}; {fix}", RuntimeWarning, stacklevel=2)
 
 
 @cache
@@ -162,12 +168,9 @@ def _compiled(path: Path, text: str, parameters: Sequence[str]) -> Any:
     """Compile a text with Numba; it stays beside its machine code, so that one can read what runs."""
     numba = _numba()
     source = path.with_suffix(".py")
-    _write(source, text.encode())
-    spec = importlib.util.spec_from_file_location(f"mergetool_kernel_{path.stem}", source)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    _keep(source, text.encode())
+    module = ModuleType(f"mergetool_kernel_{path.stem}")
+    exec(compile(text, source, "exec"), module.__dict__)
     kinds = [_numba_type(numba.types, kind) for kind in parameters]
     return numba.cfunc(numba.types.int64(*kinds), error_model="numpy")(module.kernel)
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from mergetool.checkpoint.layout import is_tokenizer
 from mergetool.errors import CheckpointError, OutputRefused, PlanError, Problem, RecipeError
 from mergetool.plan.correction import correction, in_weights
+from mergetool.plan.digest import digest
 from mergetool.plan.faults import Faults
 from mergetool.plan.jobs import JobMaker
 from mergetool.plan.memory import fit
@@ -23,12 +21,10 @@ from mergetool.plan.stages import stages, unmet
 from mergetool.plan.work import Plan, Route, Source
 from mergetool.recipe import Recipe, read
 from mergetool.recipe.files import absent, fingerprints
-from mergetool.storage.shards import Shard, shard
+from mergetool.storage.shards import shard
 
 SHARD_SIZE = 5_000_000_000
 """Bytes of data in one output file, at most: what the Hub's own tools take."""
-FORMAT = 2
-"""Raised when the same recipe and sources begin to give other bytes."""
 
 
 def build(
@@ -206,50 +202,3 @@ def _output(recipe: Recipe, output: str | os.PathLike[str] | None) -> Path | Non
     if recipe.output is None:
         return None
     return (recipe.folder or Path()) / recipe.output
-
-
-def digest(
-    recipe: Recipe,
-    sources: Sequence[Source],
-    shards: Sequence[Shard],
-    data: Mapping[str, str] | None = None,
-    task: str = "",
-) -> str:
-    """A hash of what decides the output's bytes: recipe, sources' identities, calibration data, layout, task.
-
-    Args:
-        recipe: the recipe.
-        sources: its models, opened.
-        shards: the output's files.
-        data: the fingerprints of the calibration data, where they were just taken.
-        task: whose model it is, where each task has one of its own.
-
-    Raises:
-        CheckpointError: a file of the calibration cannot be opened.
-        RunError: the disk fails.
-    """
-    content: dict[str, Any] = {
-        "format": FORMAT,
-        "recipe": recipe.canonical(),
-        "sources": [(source.label, _identity(source)) for source in sources],
-        "shards": [(s.file, hashlib.sha256(s.preamble).hexdigest()) for s in shards],
-    }
-    if recipe.calibration is not None:
-        content["data"] = list((fingerprints(recipe) if data is None else data).values())
-    if task:
-        content["task"] = task
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _identity(source: Source) -> object:
-    """What tells a source from others: the commit, or each local file's size and time, the layout and the config.
-
-    The config decides depths and ties, and so the weights; the other files are carried into the output.
-    """
-    checkpoint = source.checkpoint
-    if checkpoint.commit is not None:
-        return checkpoint.commit
-    stats = [(name, os.stat(checkpoint.file(name))) for name in (*checkpoint.weight_files, *checkpoint.files)]
-    layout = [(t.name, t.dtype.name, t.shape, t.file, t.start) for t in checkpoint.tensors.values()]
-    hashed = hashlib.sha256(json.dumps([layout, checkpoint.config], sort_keys=True).encode()).hexdigest()
-    return [[(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats], hashed]

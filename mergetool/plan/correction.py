@@ -11,6 +11,7 @@ from mergetool.errors import PlanError, Problem
 from mergetool.facts.outputs import Outputs, outputs, private_heads
 from mergetool.methods import METHODS
 from mergetool.plan.faults import Faults, listed
+from mergetool.plan.sources import place
 from mergetool.plan.work import Correction, Job, Plan, Route, Source, Task
 from mergetool.recipe import Recipe
 from mergetool.recipe.data import Correct, Data
@@ -37,7 +38,7 @@ def correction(
     correct = recipe.correct
     if correct is None or recipe.calibration is None:
         return None
-    place = recipe.where("correct", "method")
+    method = recipe.where("correct", "method")
     config = sources[lender].checkpoint.config
     merged = {job.name: job for job in jobs}
     shapes = {job.name: job.shape for job in jobs}
@@ -48,8 +49,10 @@ def correction(
         found = outputs(parts, config, shapes, correct.scope, correct.statistic)
     kept = tuple(output for output in found.outputs if merged[output.weight].method)
     found = replace(found, outputs=kept, batch_norms=found.batch_norms if correct.scope == "all" else ())
-    faults.add(PlanError, chain(_dropped(recipe, sources, lender, routes), _nothing(found, correct, place)))
+    faults.add(PlanError, chain(_dropped(recipe, sources, lender, routes), _nothing(found, correct, method)))
     tasks = tuple(_tasks(recipe, correct, [source.label for source in sources]))
+    if correct.fold == "head":
+        faults.add(PlanError, _headless(recipe, sources, tasks, found))
     return Correction(found, tasks, _corrected(found, jobs, config))
 
 
@@ -74,6 +77,18 @@ def _nothing(found: Outputs, correct: Correct, place: str) -> Iterator[Problem]:
         yield Problem(what, place, "use `fold: per_task` or `fold: side_file`")
     else:
         yield Problem(found.unheld[0], place, "merge without `correct`, or try the other `correct.scope`")
+
+
+def _headless(recipe: Recipe, sources: Sequence[Source], tasks: Sequence[Task], found: Outputs) -> Iterator[Problem]:
+    """A correction goes into the head of the task's own model, whatever a rule makes of the merged one's."""
+    for task in tasks:
+        assert task.source is not None  # a task has a model
+        source = sources[task.source]
+        missing = [name for output in found.outputs for name in output.own if name not in source.checkpoint.tensors]
+        if missing:
+            what = f"{source.label} has no {listed(missing)}, where `fold: head` puts the correction of `{task.name}`"
+            fix = "use `fold: per_task` or `fold: side_file`, or name the other tasks under `correct.data`"
+            yield Problem(what, place(recipe, source.label), fix)
 
 
 def _tasks(recipe: Recipe, correct: Correct, labels: Sequence[str]) -> Iterator[Task]:

@@ -6,17 +6,16 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
-from math import prod
 
-from mergetool.anatomy import symmetries
-from mergetool.errors import PlanError, Problem
-from mergetool.facts.dam import GRANULARITIES, Granularity, slots
+from mergetool.errors import Problem
+from mergetool.facts.dam import GRANULARITIES
 from mergetool.facts.soup import evaluations, reads
 from mergetool.methods import METHODS
 from mergetool.plan.passes import CUT
+from mergetool.plan.sizes import SMALL, coefficients, floats, grams, largest, layer, matched, weights
 from mergetool.plan.work import Correction, Job, Memory, Source, Stage
 from mergetool.recipe import Recipe
-from mergetool.recipe.data import Align, Data, Report, Train
+from mergetool.recipe.data import Data, Report, Train
 
 TRAINED = "coefficients"
 """The kind of fact that is trained."""
@@ -25,8 +24,6 @@ GRAM = "gram"
 CHOSEN = "soup"
 """The kind of fact that is found by trying merged models."""
 _GRADIENTS = "squared_gradients"
-_SMALL = 100_000_000
-"""Bytes that a training takes for its code, a tokenizer, and small blocks that the C library keeps: measured."""
 CHEAP = 2_000_000_000
 """Bytes of weights that may be read to compare the models although nobody asked for it."""
 
@@ -126,24 +123,8 @@ def _align(recipe: Recipe, sources: Sequence[Source], jobs: Sequence[Job]) -> It
     tokens = 0
     if recipe.align.method == "activation_matching" and recipe.calibration is not None:
         tokens = len(every) * _tokens(recipe.calibration.named(recipe.align.data))
-    held = max((_matched(sources[i], recipe.align) for i in every), default=0)
-    yield Stage("align", places, 1, tokens, sum(_weights(sources[i]) for i in every), held)
-
-
-def _matched(source: Source, align: Align) -> int:
-    """Bytes that matching takes: a layer of both models and the scores of the largest group, some copies of them.
-
-    The assignment wants scores in float64, and correlations are summed in it with what is outside the layers loaded.
-    """
-    shapes = {name: tensor.shape for name, tensor in source.checkpoint.tensors.items()}
-    try:
-        groups = symmetries(source.anatomy, source.checkpoint.config, shapes, align.groups)
-    except PlanError:  # told when it is matched
-        return 2 * _layer(source)
-    scores = max((group.size for group in groups), default=0) ** 2
-    if align.method == "weight_matching":
-        return 2 * _layer(source) + 24 * scores
-    return 2 * sum(sorted(map(_sized, _layers(source)))[-2:]) + 34 * scores
+    held = max((matched(sources[i], recipe.align) for i in every), default=0)
+    yield Stage("align", places, 1, tokens, sum(weights(sources[i]) for i in every), held)
 
 
 def _measures(recipe: Recipe, sources: Sequence[Source], jobs: Sequence[Job]) -> Iterator[Stage]:
@@ -154,8 +135,8 @@ def _measures(recipe: Recipe, sources: Sequence[Source], jobs: Sequence[Job]) ->
         again = 1 + (kind == GRAM and sequential(jobs))  # each source's layer, then the merged one
         tokens = again * sum(_tokens(recipe.data_of(sources[i].label)) for i in every)
         # Gradients need all weights at once, one gradient and the sums in float64; inputs a layer and its matrices.
-        held = max((_floats(sources[i]) * 3 if kind == _GRADIENTS else _grams(sources[i]) for i in every), default=0)
-        nbytes = again * sum(_weights(sources[i]) for i in every)
+        held = max((floats(sources[i]) * 3 if kind == _GRADIENTS else grams(sources[i]) for i in every), default=0)
+        nbytes = again * sum(weights(sources[i]) for i in every)
         yield Stage("measure", places, again, tokens, nbytes, held)
 
 
@@ -168,19 +149,12 @@ def _train(recipe: Recipe, sources: Sequence[Source], jobs: Sequence[Job]) -> It
     every = sorted({read.source for i in places for read in jobs[i].reads})
     # Beside the merged model a tensor of the base and of a source, the gradient, and what one is read from; and of the
     # coefficients themselves, their gradients, two moments and the best.
-    held = max(_floats(sources[i]) + 7 * _largest(sources[i]) // 2 for i in every) + _SMALL
+    held = max(floats(sources[i]) + 7 * largest(sources[i]) // 2 for i in every) + SMALL
     own, parameters = merged(jobs[places[0]]), jobs[places[0]].parameters
     granularity = parameters.get("granularity", GRANULARITIES[0])
-    held += 5 * 4 * len(own) * max(_coefficients(sources[i], granularity) for i in own)
-    nbytes = 2 * settings.steps * sum(_weights(sources[i]) for i in every)
+    held += 5 * 4 * len(own) * max(coefficients(sources[i], granularity) for i in own)
+    nbytes = 2 * settings.steps * sum(weights(sources[i]) for i in every)
     yield Stage("train", places, settings.steps, settings.steps * settings.batch_tokens, nbytes, held)
-
-
-def _coefficients(source: Source, granularity: Granularity) -> int:
-    """How many coefficients training gives a source."""
-    shapes = {name: tensor.shape for name, tensor in source.checkpoint.tensors.items()}
-    drawn = slots(source.anatomy.parts, shapes, granularity=granularity)
-    return sum(prod(each.coefficients(1)) for slot in drawn for each in slot.sets)
 
 
 def _evaluate(recipe: Recipe, sources: Sequence[Source], jobs: Sequence[Job]) -> Iterator[Stage]:
@@ -190,8 +164,8 @@ def _evaluate(recipe: Recipe, sources: Sequence[Source], jobs: Sequence[Job]) ->
         return
     own = merged(jobs[places[0]])
     tokens = _tokens(scored(recipe)) * evaluations(len(own))
-    nbytes = reads(len(own)) * max(_weights(sources[i]) for i in own)
-    held = max(_floats(sources[i]) for i in own) + 4 * max(job.size for job in jobs)
+    nbytes = reads(len(own)) * max(weights(sources[i]) for i in own)
+    held = max(floats(sources[i]) for i in own) + 4 * max(job.size for job in jobs)
     yield Stage("evaluate", places, evaluations(len(own)), tokens, nbytes, held)
 
 
@@ -213,12 +187,12 @@ def _compare(recipe: Recipe, sources: Sequence[Source], jobs: Sequence[Job]) -> 
     pairs = compared(recipe, sources)
     if calibration is None or not pairs or not report.draw or report.cka is False:
         return
-    nbytes = sum(_weights(sources[i]) for pair in pairs for i in pair)
+    nbytes = sum(weights(sources[i]) for pair in pairs for i in pair)
     if report.cka is None and not (_runs_models(recipe, jobs) and nbytes <= CHEAP):
         return
     places = tuple(i for i, job in enumerate(jobs) if job.method)
     some = (replace(data, samples=min(data.samples, report.samples)) for data in calibration.named(report.data))
-    held = 2 * max(_layer(sources[i]) for pair in pairs for i in pair)
+    held = 2 * max(layer(sources[i]) for pair in pairs for i in pair)
     yield Stage("compare", places, len(pairs), 2 * len(pairs) * _tokens(some), nbytes, held)
 
 
@@ -243,62 +217,11 @@ def _correct(sources: Sequence[Source], jobs: Sequence[Job], correction: Correct
     for task in correction.tasks:
         aimed = every if task.source is None else {task.source}
         tokens += (len(aimed) + 1 + runs) * _tokens(task.data)
-        nbytes += sum(_weights(sources[i]) for i in aimed) + 3 * sum(_weights(sources[i]) for i in every)
-    held = max((_layer(sources[i]) for i in every), default=0)
+        nbytes += sum(weights(sources[i]) for i in aimed) + 3 * sum(weights(sources[i]) for i in every)
+    held = max((layer(sources[i]) for i in every), default=0)
     yield Stage("correct", places, runs, tokens, nbytes, held)
 
 
 def _tokens(data: Iterable[Data]) -> int:
     """The most tokens that samples can have."""
     return sum(each.samples * each.max_length for each in data)
-
-
-def _weights(source: Source) -> int:
-    """Bytes of a model on disk."""
-    return sum(tensor.nbytes for tensor in source.checkpoint.tensors.values())
-
-
-def _floats(source: Source) -> int:
-    """Bytes of a model in float32."""
-    return sum(4 * tensor.size for tensor in source.checkpoint.tensors.values())
-
-
-def _largest(source: Source) -> int:
-    """Bytes of a model's largest tensor in float32."""
-    return max((4 * tensor.size for tensor in source.checkpoint.tensors.values()), default=0)
-
-
-def _layer(source: Source) -> int:
-    """Bytes in float32 of a model's largest layer, or of what lies outside all layers."""
-    return max(map(_sized, _layers(source)), default=0)
-
-
-def _grams(source: Source) -> int:
-    """Bytes of a layer in float32 with a Gram matrix for each of its matrices, in float64 and in float32."""
-    return max(
-        (_sized(layer) + sum(12 * prod(s[:-2]) * s[-1] ** 2 for s in layer if len(s) > 1) for layer in _blocks(source)),
-        default=_layer(source),
-    )
-
-
-def _sized(layer: Iterable[tuple[int, ...]]) -> int:
-    return sum(4 * prod(shape) for shape in layer)
-
-
-def _layers(source: Source) -> list[list[tuple[int, ...]]]:
-    """The shapes of the tensors of each layer, those outside all layers together."""
-    return [*_blocks(source), [s for key, s in _shapes(source) if key[1] is None]]
-
-
-def _blocks(source: Source) -> list[list[tuple[int, ...]]]:
-    found: dict[tuple[str | None, int | None], list[tuple[int, ...]]] = defaultdict(list)
-    for key, shape in _shapes(source):
-        if key[1] is not None:
-            found[key].append(shape)
-    return list(found.values())
-
-
-def _shapes(source: Source) -> Iterator[tuple[tuple[str | None, int | None], tuple[int, ...]]]:
-    for name, tensor in source.checkpoint.tensors.items():
-        part = source.anatomy.parts[name]
-        yield (part.stack, part.layer), tensor.shape

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mergetool.errors import PlanError
-from mergetool.plan.build import digest
+from mergetool.plan.digest import digest
 from mergetool.plan.work import Plan
 
 

@@ -192,6 +192,8 @@ class Plan:
     """What tells the content of the recipe's data from others', by name."""
     correction: Correction | None = None
     """What is put right in the result, if anything."""
+    left_out: frozenset[int] = frozenset()
+    """Sources that were tried ahead of the merge and not taken, by their place; known once they were tried."""
     task: str = ""
     """The task whose model this is, where each task has a model of its own; see :func:`mergetool.plan.tasks`."""
 

@@ -65,7 +65,7 @@ def card(
 
 def _front_matter(plan: Plan, files: frozenset[str]) -> dict[str, Any]:
     matter: dict[str, Any] = {}
-    if ids := hub_ids(plan.sources):
+    if ids := hub_ids(_taken(plan)):
         matter["base_model"] = ids
         matter["base_model_relation"] = "merge"
     if "modules.json" in files:
@@ -84,15 +84,23 @@ def _methods(plan: Plan) -> list[str]:
 
 def _title(plan: Plan) -> str:
     title = METHODS[plan.recipe.merge_method].title
-    names = [_name(source.checkpoint) for source in plan.sources]
+    names = [_name(source.checkpoint) for source in _taken(plan)]
+    if plan.left_out:
+        title = f"{title} of {len(names)} of {len(plan.sources)} models"
     if len(names) > _NAMED_IN_TITLE:
-        return f"{title} merge of {len(names)} models"
+        return title if plan.left_out else f"{title} merge of {len(names)} models"
     return f"{title}: {' + '.join(names)}"
 
 
+def _taken(plan: Plan) -> tuple[Source, ...]:
+    """The sources but for those that were tried and not taken."""
+    return tuple(source for i, source in enumerate(plan.sources) if i not in plan.left_out)
+
+
 def _summary(plan: Plan) -> str:
-    count = len(plan.sources)
-    models = f"a merge of {count} models" if count > 1 else "made from one model"
+    count = len(_taken(plan))
+    of = f" of {len(plan.sources)}" if plan.left_out else ""
+    models = f"a merge of {count}{of} models" if count > 1 else f"made from one{of} model{'s' if of else ''}"
     trained = any(TRAINED in wanted(job).values() for job in plan.jobs)
     how = "its coefficients trained, no weight" if trained else "nothing trained"
     return f"{models} by {METHODS[plan.recipe.merge_method].title}, {how}"
@@ -162,7 +170,7 @@ def _part(plan: Plan, place: int, source: Source, fates: set[str]) -> str:
     if source.label == plan.recipe.base_model:
         words.append("base")
     if source.label in (model.reference for model in plan.recipe.models):
-        words.append("merged")
+        words.append("tried and left out" if place in plan.left_out else "merged")
     if place == plan.tokenizer and plan.tokenizer != plan.lender:
         words.append("lends its tokenizer")
     if fates == {"lends its files"}:

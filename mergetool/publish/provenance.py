@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from mergetool.plan import Job, Plan, Route, Source
+from mergetool.plan.digest import run_digest
 from mergetool.publish.page import PAGE
 from mergetool.publish.privacy import Privacy
 from mergetool.storage.header import Header
@@ -45,6 +46,7 @@ def provenance(
         "format": PROVENANCE_FORMAT,
         "versions": _versions(drawn=PAGE in files),
         "plan": plan.digest,
+        "run": run_digest(plan),
         **({"task": plan.task} if plan.task else {}),
         "recipe": privacy.hide_in(plan.recipe.canonical()),
         "lender": plan.lender,

@@ -108,12 +108,14 @@ def _piece(variant: int, number: int, piece: int, count: int) -> np.ndarray:
     return _bits(values)
 
 
-def make(folder: Path, size: str, variant: int = 0, tensors: Mapping[str, tuple[int, ...]] | None = None) -> Path:
+def make(
+    folder: Path, size: str | Size, variant: int = 0, tensors: Mapping[str, tuple[int, ...]] | None = None
+) -> Path:
     """Make a checkpoint unless it is there; variant 0 is the base, others are its fine-tunes.
 
     Args:
         folder: where it goes.
-        size: one of :data:`SIZES`.
+        size: one of :data:`SIZES`, or another.
         variant: 0 for the base, else the number of the fine-tune.
         tensors: other tensors than the size's.
     """
@@ -121,7 +123,8 @@ def make(folder: Path, size: str, variant: int = 0, tensors: Mapping[str, tuple[
     if done.exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = tensors or dict(shapes(SIZES[size]))
+    sized = SIZES[size] if isinstance(size, str) else size
+    wanted = tensors or dict(shapes(sized))
     (layout,) = shard([(name, dtype("BF16"), shape) for name, shape in wanted.items()], 1 << 50)
     with Writer(folder / layout.file, layout) as writer, ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         pieces = (
@@ -131,5 +134,5 @@ def make(folder: Path, size: str, variant: int = 0, tensors: Mapping[str, tuple[
         )
         for _ in pool.map(lambda at: writer.write(_piece(variant, *at[:3]), at[3]), pieces):
             pass
-    done.write_text(json.dumps(config(SIZES[size]), indent=2))
+    done.write_text(json.dumps(config(sized), indent=2))
     return folder

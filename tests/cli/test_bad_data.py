@@ -47,7 +47,7 @@ def merge(shared, tmp_path, monkeypatch, run):
     """Merge copies of the models, changed, by one of the recipes."""
     shutil.copytree(shared, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("mergetool.execute.fact_making.cache_root", lambda: tmp_path / "facts")
+    monkeypatch.setattr("mergetool.execute.fact_making.cache_folder", lambda kind: tmp_path / "facts")
 
     def merged(name, text=None):
         (tmp_path / "merge.yaml").write_text(text or RECIPES[name])

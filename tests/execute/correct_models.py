@@ -62,7 +62,7 @@ def llamas(tmp_path_factory):
 def facts(tmp_path, monkeypatch):
     """Where this test's facts are, and nobody else's."""
     folder = tmp_path / "facts"
-    monkeypatch.setattr("mergetool.execute.fact_making.cache_root", lambda: folder)
+    monkeypatch.setattr("mergetool.execute.fact_making.cache_folder", lambda kind: folder)
     return folder
 
 

@@ -367,7 +367,7 @@ def test_what_transformers_does_not_know_is_aligned_and_said_not_to_be_checked(t
 
 
 def test_what_an_adapter_had_a_part_in_is_verified_where_it_is_trusted(tmp_path, monkeypatch):
-    monkeypatch.setattr("mergetool.execute.fact_making.cache_root", lambda: tmp_path / "facts")
+    monkeypatch.setattr("mergetool.execute.fact_making.cache_folder", lambda kind: tmp_path / "facts")
     twin(tmp_path, "llama")
     words(tmp_path)
     (tmp_path / "adapter.py").write_text(ADAPTER)

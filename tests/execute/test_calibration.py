@@ -373,13 +373,27 @@ def test_a_data_set_on_the_hub(tokenizer, monkeypatch):
     assert asked == [(("org/name", "plain"), {"split": "train[:3]", "revision": "v1"})]
 
 
+def test_a_data_set_by_the_library_itself(tokenizer, tmp_path, monkeypatch):
+    """It takes a folder of that name for the repo, so that nobody need ask the Hub."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    rows = "".join(json.dumps({"text": f"row {i}"}) + "\n" for i in range(3))
+    (tmp_path / "org" / "name" / "train.jsonl").write_text(rows)
+    data = Data("some", "hub:org/name:train", max_length=WINDOW)
+    assert texts(tokenizer, read(data, tokenizer)) == ["row 0", "row 1", "row 2"]
+    problem = refusal(Data("some", "hub:org/name:nosuch"), tokenizer)
+    assert problem.what.startswith('cannot be loaded: Unknown split "nosuch"')
+
+
 def test_a_data_set_that_cannot_be_loaded(tokenizer, monkeypatch):
     def load_dataset(*_, **__):
-        raise ConnectionError("no network\nhere")
+        raise ConnectionError("no network\nhere") from OSError("the cable\nis out")
 
     monkeypatch.setitem(sys.modules, "datasets", stand_in(load_dataset))
     problem = refusal(Data("some", "hub:org/name:train"), tokenizer)
-    assert (problem.where, problem.what) == ("hub:org/name:train", "cannot be loaded: no network")
+    assert (problem.where, problem.what) == ("hub:org/name:train", "cannot be loaded: no network: the cable")
 
 
 # Adapters

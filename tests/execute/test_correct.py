@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -33,6 +34,7 @@ from mergetool.execute.fact_making import Making  # noqa: E402
 from mergetool.execute.forward.passes import CannotStream  # noqa: E402
 from mergetool.execute.merged import merged_weights  # noqa: E402
 from mergetool.execute.parts import finish, run_part  # noqa: E402
+from mergetool.execute.prepare import prepare  # noqa: E402
 from mergetool.execute.prepared import Prepared  # noqa: E402
 from mergetool.execute.run import run  # noqa: E402
 from mergetool.execute.verify import verify  # noqa: E402
@@ -89,7 +91,7 @@ def test_what_was_measured_is_what_is_written(llamas, tmp_path, facts):
         np.testing.assert_allclose(has.mean, found.get(f"{path}.weight", "corrected.mean"), atol=1e-5)
 
 
-def test_a_llama_gets_biases_and_its_config_says_so(llamas, tmp_path, facts):
+def test_a_llama_gets_biases_and_its_config_says_so(llamas, tmp_path, facts, monkeypatch):
     plan = planned(llamas)
     report = run(plan, tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -99,8 +101,13 @@ def test_a_llama_gets_biases_and_its_config_says_so(llamas, tmp_path, facts):
     assert not has["model.layers.0.self_attn.q_proj.bias"].any()  # which comes along with o's
     assert "REPAIR" in (tmp_path / "out" / "README.md").read_text()
     assert any("of the spread they should have" in note for note in report.notes)
+    asked = []
+    monkeypatch.setattr(
+        sys.modules[run.__module__], "prepare", lambda plan, **how: asked.append(plan) or prepare(plan, **how)
+    )
     found = verify(tmp_path / "out", sample=40)
     assert found.ok, found
+    assert len(asked) == 1, "what the tensors need to know is made once for all of them"
     assert not any(check.skipped for check in found.checks)
 
 
@@ -131,7 +138,7 @@ def test_a_network_that_cannot_be_streamed_is_corrected_as_a_whole(llamas, tmp_p
         yield
 
     monkeypatch.setattr(correct_steps, "streamed", refuse)
-    monkeypatch.setattr("mergetool.execute.fact_making.cache_root", lambda: tmp_path / "other")
+    monkeypatch.setattr("mergetool.execute.fact_making.cache_folder", lambda kind: tmp_path / "other")
     run(planned(llamas), tmp_path / "whole")
     one, other = tensors(tmp_path / "streamed"), tensors(tmp_path / "whole")
     assert one.keys() == other.keys()
@@ -158,7 +165,7 @@ def test_a_killed_correction_is_gone_on_with_and_gives_the_same_bytes(
             done.append(step)
         add(self, step, *args)
 
-    monkeypatch.setattr("mergetool.execute.fact_making.cache_root", lambda: tmp_path / "other")
+    monkeypatch.setattr("mergetool.execute.fact_making.cache_folder", lambda kind: tmp_path / "other")
     monkeypatch.setattr(Making, "add", killed)
     with pytest.raises(KeyboardInterrupt):
         run(plan, tmp_path / "again")
@@ -184,7 +191,7 @@ def test_workers_parts_and_tiles_give_the_same_bytes(llamas, tmp_path, facts, mo
     for part in (2, 1):
         run_part(plan, Share(part, 2), tmp_path / "parts")
     finish(plan, tmp_path / "parts")
-    monkeypatch.setattr("mergetool.execute.fact_making.cache_root", lambda: tmp_path / "other")
+    monkeypatch.setattr("mergetool.execute.fact_making.cache_folder", lambda kind: tmp_path / "other")
     run(planned(llamas, workers=2), tmp_path / "anew")
     for other in ("parts", "anew"):
         assert {p.name: p.read_bytes() for p in (tmp_path / other).iterdir() if p.is_file()} == expected

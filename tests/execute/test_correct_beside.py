@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -140,6 +142,21 @@ def test_a_tasks_own_head_takes_up_the_correction_of_what_it_reads(classifiers, 
 
 
 # ----------------------------------------------------------------------------------------------------------- bad inputs
+
+
+def test_a_model_without_a_head_of_its_own_is_refused_from_the_plan(classifiers, tmp_path):
+    """Its body can be merged, and a rule says whose head the merged model has."""
+    folder = shutil.copytree(classifiers, tmp_path / "models")
+    file = folder / "b" / "model.safetensors"
+    save_file({n: t for n, t in load_file(file).items() if not n.startswith("classifier.")}, file, {"format": "pt"})
+    with pytest.raises(PlanError) as caught:
+        planned(folder, f"rules: [{{where: {{part: head.classifier}}, keep: a}}]\n{HEAD}")
+    (problem,) = caught.value.problems
+    assert problem.what == (
+        "b has no `classifier.weight`, `classifier.bias`, where `fold: head` puts the correction of `second`"
+    )
+    line = (folder / "correct.yaml").read_text().splitlines().index("  - {model: b, data: second}") + 1
+    assert re.fullmatch(rf"(.*/)?correct\.yaml:{line}:13", problem.where)
 
 
 def test_a_file_that_holds_no_correction_is_refused(merged):

@@ -8,9 +8,10 @@ import threading
 import numpy as np
 import pytest
 
+from mergetool.cache import cache_folder
 from mergetool.errors import CheckpointError, OutputRefused
 from mergetool.execute import fact_folder
-from mergetool.execute.fact_folder import Facts, cache_root, digest, open_facts
+from mergetool.execute.fact_folder import Facts, digest, open_facts
 from mergetool.execute.fact_making import Making, facts_folder
 from mergetool.execute.fact_table import as_json, condition, table
 
@@ -47,10 +48,10 @@ def test_the_folder_is_named_by_all_that_decides_its_content(tmp_path, monkeypat
 
 def test_the_cache_is_where_it_is_told_to_be(tmp_path, monkeypatch):
     monkeypatch.setenv("MERGETOOL_CACHE", str(tmp_path))
-    assert cache_root() == tmp_path / "facts"
+    assert cache_folder("facts") == tmp_path / "facts"
     monkeypatch.delenv("MERGETOOL_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "c"))
-    assert cache_root() == tmp_path / "c" / "mergetool" / "facts"
+    assert cache_folder("facts") == tmp_path / "c" / "mergetool" / "facts"
 
 
 def test_only_complete_folders_are_there(tmp_path):

@@ -13,7 +13,10 @@ from plan.models import TIES, planned
 from execute.conftest import contents, fingerprint, tensors
 from mergetool.errors import OutputRefused, RunError
 from mergetool.execute import run
+from mergetool.execute.parts import finish, run_part
+from mergetool.plan.parts import Share
 from mergetool.storage import system
+from mergetool.storage.header import read_header
 
 OTHER = TIES.replace("density: 0.5", "density: 0.25")
 
@@ -199,6 +202,45 @@ def test_what_another_plan_left_half_done_is_not_taken_over(folder, monkeypatch)
     assert run(planned(folder), folder / "merged").resumed == 0
     run(planned(folder), folder / "fresh")
     assert contents(folder / "merged") == contents(folder / "fresh")
+
+
+def _trained_on(folder):
+    """A source as it is after another step: of the same size, time and layout."""
+    path = folder / "a" / "model.safetensors"
+    stat = path.stat()
+    raw = bytearray(path.read_bytes())
+    entry = read_header(path).entries["model.norm.weight"]
+    raw[entry.start : entry.stop] = raw[entry.start : entry.stop][::-1]
+    path.write_bytes(raw)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def test_a_source_of_the_same_size_time_and_layout_is_another(folder):
+    run(planned(folder), folder / "merged")
+    before = planned(folder).digest
+    _trained_on(folder)
+    assert planned(folder).digest == before, "planning looks at no weights"
+    assert not run(planned(folder), folder / "merged").unchanged
+    run(planned(folder), folder / "fresh")
+    assert contents(folder / "merged") == contents(folder / "fresh")
+
+
+def test_what_was_begun_with_a_source_of_the_same_size_time_and_layout_is_not_taken_over(folder, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(system, "rename", _full)
+        with pytest.raises(RunError):
+            run(planned(folder), folder / "merged")
+    run_part(planned(folder), Share(1, 2), folder / "parts")
+    _trained_on(folder)
+    assert run(planned(folder), folder / "merged").resumed == 0
+    run(planned(folder), folder / "fresh")
+    assert contents(folder / "merged") == contents(folder / "fresh")
+    for go_on in (
+        lambda: run_part(planned(folder), Share(2, 2), folder / "parts"),
+        lambda: finish(planned(folder), folder / "parts"),
+    ):
+        with pytest.raises(OutputRefused, match="other sources"):
+            go_on()
 
 
 @pytest.mark.parametrize("failing", [1, 2])

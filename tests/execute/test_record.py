@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 
 from execute.forward.tiny import batches, opened, save
 from mergetool.checkpoint.checkpoint import open_checkpoint
+from mergetool.checkpoint.identity import identity
 from mergetool.errors import CheckpointError, NonFinite, PlanError
-from mergetool.execute.fact_folder import identity, open_facts
+from mergetool.execute.fact_folder import open_facts
 from mergetool.execute.forward.passes import CannotStream, streamed
 from mergetool.execute.forward.tally import Tally
 from mergetool.execute.forward.watch import Watch

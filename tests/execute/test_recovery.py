@@ -44,7 +44,7 @@ def read(path, samples, seed):
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     """Facts of their own; the compiled kernels are everybody's."""
-    monkeypatch.setattr("mergetool.execute.fact_making.cache_root", lambda: tmp_path / "facts")
+    monkeypatch.setattr("mergetool.execute.fact_making.cache_folder", lambda kind: tmp_path / "facts")
 
 
 def shuffled(folder, name, kinds):

@@ -16,9 +16,10 @@ torch = pytest.importorskip("torch")
 
 from execute.conftest import contents, tensors  # noqa: E402
 from execute.prepare_models import RECIPE, TRAIN, models, planned  # noqa: E402
+from mergetool.cache import cache_folder  # noqa: E402
 from mergetool.errors import PlanError, RunError  # noqa: E402
 from mergetool.execute.calibration import open_tokenizer, read  # noqa: E402
-from mergetool.execute.fact_folder import cache_root, open_facts  # noqa: E402
+from mergetool.execute.fact_folder import open_facts  # noqa: E402
 from mergetool.execute.parts import finish, run_part  # noqa: E402
 from mergetool.execute.report import draw as drawing  # noqa: E402
 from mergetool.execute.report import gather  # noqa: E402
@@ -73,7 +74,7 @@ def rows(section):
 
 def facts(kind, label):
     """The folder of facts of a kind and a model."""
-    every = [open_facts(path) for path in cache_root().glob(f"{kind}-*")]
+    every = [open_facts(path) for path in cache_folder("facts").glob(f"{kind}-*")]
     return next(each for each in every if each.label == label)
 
 
@@ -179,7 +180,7 @@ def test_shares_are_those_of_the_squared_gradients(outputs):
 
 
 def test_curves_and_coefficients_are_those_of_the_training(outputs):
-    (folder,) = cache_root().glob("coefficients-*")
+    (folder,) = cache_folder("facts").glob("coefficients-*")
     about = json.loads((folder / "dam.json").read_text())
     found = numbers(outputs / "dam")
     training, held = found["training"]["panels"]
@@ -432,7 +433,7 @@ def test_the_spread_is_that_of_the_models_as_written(shared, tmp_path):
     report = made(shared, tmp_path / "merged", "linear", "correct: {method: repair}\n")
     found = numbers(tmp_path / "merged")
     assert list(found) == ["cka", "spread"]
-    (folder,) = cache_root().glob("correction-*")
+    (folder,) = cache_folder("facts").glob("correction-*")
     kept = json.loads((folder / "spread.json").read_text())
     by_output = {row["output"]: row for row in rows(found["spread"])}
     assert {name: row["before"] for name, row in by_output.items()} == {
@@ -453,7 +454,7 @@ def test_a_soup_shows_the_scores_that_it_was_chosen_by(shared, tmp_path):
     run(build(load(shared / "soup.yaml")), tmp_path / "merged")
     found = numbers(tmp_path / "merged")
     assert list(found) == ["cka", "soup"]
-    (folder,) = cache_root().glob("soup-*")
+    (folder,) = cache_folder("facts").glob("soup-*")
     kept = open_facts(folder)
     panels = {panel["title"]: panel for panel in found["soup"]["panels"]}
     assert list(panels) == ["mean of all data", "first", "second"]

@@ -223,6 +223,17 @@ def test_a_run_in_parts_makes_what_a_run_of_the_whole_makes(shared, cache, tmp_p
     assert contents(tmp_path / "whole") == contents(tmp_path / "parts")
 
 
+def test_the_card_tells_the_models_that_were_taken_from_those_that_were_tried(shared, cache, tmp_path):
+    run(planned(shared), tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "# Greedy soup of 2 of 3 models: a + b\n" in text
+    assert "a merge of 2 of 3 models by Greedy soup, nothing trained." in text
+    assert "| `bad` | tried and left out | local folder |" in text
+    keeping = planned(shared, f"{RECIPE}rules: [{{where: {{part: norm}}, keep: bad}}]\n")
+    run(keeping, tmp_path / "keeping")
+    assert "# Greedy soup: bad + a + b\n" in (tmp_path / "keeping" / "README.md").read_text()
+
+
 def test_two_models_that_are_the_same_are_both_in(folder, cache, tmp_path):
     """Their mean is each of them, and ties are added."""
     shutil.rmtree(folder / "bad")

@@ -7,6 +7,7 @@ import pytest
 from publish.models import RECIPE, merged, three
 
 from mergetool.errors import CheckpointError
+from mergetool.execute.measure import measure_model
 from mergetool.execute.verify import verify
 from mergetool.execute.verify_again import chosen
 from mergetool.storage.digest import file_digest
@@ -249,10 +250,18 @@ def test_weights_of_a_source_that_changed_are_found(tmp_path):
     assert failed(folder, sample=20) == {"sources": "`model.embed_tokens.weight` comes out otherwise"}
 
 
-def test_measures_of_the_whole_model_are_made_again_too(tmp_path):
+def test_measures_of_the_whole_model_are_made_again_too(tmp_path, monkeypatch):
     text = RECIPE.replace("task_arithmetic", "ties") + "parameters: {density: 0.4, scope: model}\n"
-    found = checks(merged(three(tmp_path), text).folder)["sources"]
-    assert found.detail == "1 of 20 tensors made again, the same bytes"
+    folder = merged(three(tmp_path), text).folder
+    measuring = []
+
+    def counted(*args):
+        measuring.append(len(args[0].jobs))
+        return measure_model(*args)
+
+    monkeypatch.setattr("mergetool.execute.merged.measure_model", counted)
+    assert checks(folder)["sources"].detail == "8 of 20 tensors made again, the same bytes"
+    assert len(measuring) == 1, "what is known of the whole model is measured once for all"
 
 
 def test_nothing_is_downloaded_to_make_a_tensor_again(tmp_path, monkeypatch):

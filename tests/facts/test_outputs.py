@@ -1,6 +1,7 @@
 """What a correction changes in a model of each kind, and what that model's config can hold of it."""
 
 import re
+from itertools import groupby
 
 import numpy as np
 import pytest
@@ -51,6 +52,11 @@ def found(model_type, scope="all", statistic="mean_std", **changes):
     return outputs(anatomy(config, shapes), config, shapes, scope, statistic)
 
 
+def steps_of(result):
+    """The weights whose outputs do not depend on one another, in order."""
+    return [[each.weight for each in group] for _, group in groupby(result.outputs, key=lambda output: output.step)]
+
+
 def endings(result):
     return [re.sub(r".*\.(layers|layer|h)\.", "", output.weight) for output in result.outputs]
 
@@ -59,8 +65,8 @@ def endings(result):
 
 
 def test_a_llama_is_corrected_behind_o_gate_up_and_down_in_the_order_they_are_computed():
-    steps = found("llama").steps()
-    assert [sorted(output.weight.removeprefix("model.layers.") for output in step) for step in steps] == [
+    steps = [sorted(name.removeprefix("model.layers.") for name in step) for step in steps_of(found("llama"))]
+    assert steps == [
         ["0.self_attn.o_proj.weight"],
         ["0.mlp.gate_proj.weight", "0.mlp.up_proj.weight"],
         ["0.mlp.down_proj.weight"],
@@ -231,9 +237,7 @@ def test_a_plain_network_is_corrected_behind_every_layer_but_its_head():
         f"layers.{at}.{name}": (8, 8)[: 2 if name == "weight" else 1] for at in range(3) for name in ("weight", "bias")
     } | {"head.weight": (3, 8), "head.bias": (3,)}
     result = outputs(anatomy({"model_type": "mlp"}, shapes), {"model_type": "mlp"}, shapes)
-    assert [[output.weight for output in step] for step in result.steps()] == [
-        [f"layers.{at}.weight"] for at in range(3)
-    ]
+    assert steps_of(result) == [[f"layers.{at}.weight"] for at in range(3)]
     assert not result.unheld
 
 

@@ -1,5 +1,6 @@
 """A coordinate text becomes a small module of straight lines, kept with its machine code under a name made from it."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -109,10 +110,7 @@ def write(function, output="F32", inputs=("F32", "F32"), *, tensors=("value",), 
 def cache(tmp_path, monkeypatch):
     """A kernel cache of this test alone."""
     monkeypatch.setenv("MERGETOOL_CACHE", str(tmp_path))
-    objects.cache_folder.cache_clear()
-    yield tmp_path / "kernels"
-    monkeypatch.undo()
-    objects.cache_folder.cache_clear()
+    return tmp_path / "kernels"
 
 
 GENERATED = '''"""text, generated from its text; do not edit."""
@@ -237,22 +235,50 @@ def test_parameters_keep_their_kinds():
         assert out[0] == expected
 
 
-def test_a_cache_that_cannot_be_written_is_replaced_by_a_folder_for_this_process(tmp_path, monkeypatch):
+@pytest.fixture
+def unsaid():
+    """Nothing was said of caches yet, and what is said here does not count elsewhere."""
+    objects._said.cache_clear()
+    yield
+    objects._said.cache_clear()
+
+
+def test_without_a_cache_that_can_be_written_kernels_work_and_it_is_said_once(tmp_path, monkeypatch, unsaid):
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("MERGETOOL_CACHE", str(tmp_path / "file"))
-    monkeypatch.setattr(objects.tempfile, "tempdir", str(tmp_path))
-    folder = objects.cache_folder.__wrapped__()
-    assert folder.is_dir()
-    assert folder.parent == tmp_path
-    assert folder.name.startswith("mergetool-kernels-")
+    with pytest.warns(RuntimeWarning, match="machine code is not kept there: Not a directory") as said:
+        [write(pairs, output) for output in ("F32", "BF16")]
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("failing", ["write", "replace"])
+def test_a_disk_that_fills_up_stops_no_kernel_and_leaves_nothing_behind(cache, monkeypatch, unsaid, failing):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    true = objects.tempfile.NamedTemporaryFile
+
+    def temporary(**how):
+        file = true(**how)
+        file.write = full
+        return file
+
+    if failing == "write":
+        monkeypatch.setattr(objects.tempfile, "NamedTemporaryFile", temporary)
+    else:
+        monkeypatch.setattr(objects.os, "replace", full)
+    with pytest.warns(RuntimeWarning, match="No space left on device"):
+        write(pairs)
+    assert not list(cache.iterdir())
+    monkeypatch.undo()
 
 
 def test_the_cache_is_the_environment_s_or_the_user_s(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.delenv("MERGETOOL_CACHE")
-    assert objects.cache_folder.__wrapped__() == tmp_path / "xdg" / "mergetool" / "kernels"
+    assert objects.cache_folder("kernels") == tmp_path / "xdg" / "mergetool" / "kernels"
     monkeypatch.setenv("MERGETOOL_CACHE", str(tmp_path / "own"))
-    assert objects.cache_folder.__wrapped__() == tmp_path / "own" / "kernels"
+    assert objects.cache_folder("kernels") == tmp_path / "own" / "kernels"
 
 
 def test_threads_may_make_kernels_at_once(cache):
@@ -283,7 +309,7 @@ import toy
 kernel = compile.combine(toy.twice, ("value",), (), Layout(False, ("F32",), "F32"))
 out = np.empty(3, np.float32)
 kernel(0, (np.arange(3, dtype=np.float32),), out, (np.uint64(0),))
-print(out.tolist(), objects.cache_folder(), "numba" in sys.modules)
+print(out.tolist(), objects.cache_folder("kernels"), "numba" in sys.modules)
 """
 
 

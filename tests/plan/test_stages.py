@@ -71,7 +71,7 @@ def test_every_stage_is_listed_in_order_with_its_cost(folder, asking):
     assert gradients.memory == 3 * 4 * weights
     shapes = [tensor.shape for tensor in plan.sources[0].checkpoint.tensors.values()]
     coefficients = sum(map(sum, shapes))  # one for each row and each column, and each entry of a norm
-    assert train.memory == 4 * weights + 7 * (4 * 24 * 8) // 2 + stages._SMALL + 2 * 20 * coefficients
+    assert train.memory == 4 * weights + 7 * (4 * 24 * 8) // 2 + stages.SMALL + 2 * 20 * coefficients
     assert (train.passes, train.tokens, train.bytes_read) == (3, 3 * 64, 3 * 2 * 3 * whole)
     pairs, layer = 3, 4 * 2 * 24 * 8 + 4 * 8  # what lies outside of the layers is more than a layer
     assert (compare.passes, compare.tokens) == (pairs, 2 * pairs * (8 * 50 + 7))

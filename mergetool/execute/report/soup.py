@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from mergetool.execute.fact_folder import Facts
+from mergetool.execute.soup_facts import name_of, read_tried
 from mergetool.publish.sections import Cell, Panel, Section, Series, numbers, rounded
 
-MEMBERS = "members"
-"""The field that holds which models the soup is made of, the best first."""
 _UNITS = {"loss": "nats a prediction", "accuracy": "share of right predictions"}
 _BETTER = {"accuracy": "higher"}
 """Which scores are better, where it is not the lower ones."""
@@ -24,18 +23,13 @@ def soup_section(facts: Facts, sources: Sequence[str], data: Sequence[str]) -> S
         sources: what the models are called, in the order of their numbers.
         data: what the data are called.
     """
-    tried = [
-        (name.split("+"), metric) for name, metric in (key.rsplit(":", 1) for key in facts.entries) if metric != MEMBERS
-    ]
-    metric = tried[0][1]
-    (holder,) = (key.rpartition(":")[0] for key in facts.entries if key.endswith(f":{MEMBERS}"))
-    best, *others = (int(i) for i in facts.get(holder, MEMBERS))
-    soup = {best, *others}
-    means = [tuple(int(number) - 1 for number in mean) for mean, _ in tried]
+    tried = read_tried(facts)
+    metric, soup = tried.metric, tried.soup
+    means = list(tried.scores)
     # A mean with a model that was refused has it in no later one, so those taken are all that the soup holds whole.
-    taken = [mean == (best,) or (len(mean) > 1 and set(mean) <= soup) for mean in means]
-    scores = np.array([facts.get("+".join(mean), metric).reshape(-1) for mean, _ in tried], np.float64)
-    labels = tuple("+".join(mean) for mean, _ in tried)
+    taken = [mean == (soup.best,) or (len(mean) > 1 and set(mean) <= set(soup.members)) for mean in means]
+    scores = np.array(list(tried.scores.values()))
+    labels = tuple(map(name_of, means))
     panels = [_panel("mean of all data" if scores.shape[1] > 1 else "", labels, scores.mean(1), taken)]
     if scores.shape[1] > 1:
         panels += [_panel(name, labels, column, taken) for name, column in zip(data, scores.T, strict=True)]
@@ -43,15 +37,15 @@ def soup_section(facts: Facts, sources: Sequence[str], data: Sequence[str]) -> S
         (", ".join(sources[i] for i in mean), "yes" if is_taken else "no", rounded(float(row.mean())), *numbers(row))
         for mean, is_taken, row in zip(means, taken, scores, strict=True)
     ]
-    alone, whole = (float(scores.mean(1)[means.index(mean)]) for mean in ((best,), tuple(sorted(soup))))
-    said = f"The soup is the mean of {', '.join(sources[i] for i in sorted(soup))}: {metric} {whole:.4f}, "
-    if not others:
-        said = f"The soup is {sources[best]} alone: no mean with another is better. "
+    best, alone = sources[soup.best], soup.tried[soup.best,]
+    said = f"The soup is the mean of {', '.join(sources[i] for i in soup.members)}: {metric} {soup.loss:.4f}, "
+    if len(soup.members) == 1:
+        said = f"The soup is {best} alone: no mean with another is better. "
     return Section(
         name="soup",
         title="Greedy soup: what was tried",
         found=said
-        + f"{sources[best]} alone {alone:.4f}. "
+        + f"{best} alone {alone:.4f}. "
         + ", ".join(f"{i} is {source}" for i, source in enumerate(sources, 1))
         + ".",
         reading="From left to right what was tried: each model alone, then the best with one more at a time, from "
