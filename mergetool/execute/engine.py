@@ -11,6 +11,7 @@ from typing import Any
 
 from mergetool.anatomy import Turning
 from mergetool.errors import MergetoolError, NonFinite, Problem, RunError, SourceChanged
+from mergetool.execute.batch import batches, large, spans
 from mergetool.execute.buffers import Bytes, aligned
 from mergetool.execute.intact import spoilt
 from mergetool.execute.job import NOTHING, Facts, Outcome, work
@@ -31,27 +32,6 @@ from mergetool.storage.writer import Writer
 
 FLUSH_BYTES = 256 << 20
 """The disk is asked to take what lies in the page cache whenever there is so much of it, while the workers go on."""
-
-
-BATCH_BYTES = 4 << 20
-"""Small tensors go to a worker together until they have so many bytes: handing one over takes longer than merging."""
-
-
-def _batches(jobs: Iterable[Job], alone: Callable[[Job], bool]) -> Iterator[list[Job]]:
-    """Runs of neighbouring jobs for one worker."""
-    batch: list[Job] = []
-    room = BATCH_BYTES
-    for job in jobs:
-        room -= job.bytes_read
-        if batch and (room < 0 or alone(job)):
-            yield batch
-            batch, room = [], BATCH_BYTES - job.bytes_read
-        batch.append(job)
-        if alone(job):
-            yield batch
-            batch, room = [], BATCH_BYTES
-    if batch:
-        yield batch
 
 
 class _Flusher(ThreadPoolExecutor):
@@ -201,7 +181,7 @@ class Engine:
             return [work(self.plan, job, sources, self.backend, facts, sink, pool, self.known) for job, sink in batch]
 
         try:
-            for jobs_at_once in _batches(jobs, self._alone):
+            for jobs_at_once in batches(jobs, self._alone):
                 batch = [(job, FileSink(outlet, *writers[job.name], self._advance(job))) for job in jobs_at_once]
                 if self._alone(jobs_at_once[0]):
                     yield from collect(0)
@@ -229,8 +209,8 @@ class Engine:
 
     def _read_ahead(self, jobs: Sequence[Job], sources: Sources) -> None:
         """Have the system fetch what the next jobs read; not where free pages are the shortest of all."""
-        for read in () if self._overflows else (read for job in jobs for read in job.reads):
-            sources.readers[read.source, read.tensor.file].advise(read.tensor.start, read.tensor.nbytes)
+        for span in () if self._overflows else spans(jobs):
+            sources.readers[span.source, span.file].advise(span.start, span.stop - span.start)
 
     @cached_property
     def _overflows(self) -> bool:
@@ -240,7 +220,7 @@ class Engine:
     def _let_go(self, job: Job, sources: Sources) -> None:
         """Give back the pages of large tensors that nobody will look at again: the system finds others only slowly."""
         for read in job.reads if self._overflows else ():
-            if read.tensor.nbytes >= BATCH_BYTES:
+            if large(read):
                 sources.readers[read.source, read.tensor.file].forget(read.tensor.start, read.tensor.nbytes)
 
     def _alone(self, job: Job) -> bool:

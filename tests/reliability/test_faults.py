@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from plan.models import TIES, planned, trio
 
 from mergetool.errors import MergetoolError, RunError
-from mergetool.execute import engine, run
+from mergetool.execute import batch, engine, run
 from mergetool.execute.staging import JOURNAL, LOCK, aside_path, staging_path
 from mergetool.plan import Report
 from mergetool.storage import system
@@ -209,7 +209,7 @@ def test_bytes_whose_sync_failed_are_not_counted_on_even_if_something_else_faile
 ) -> None:
     """The page cache may still show what the disk has lost, so no digest would tell."""
     monkeypatch.setattr(engine, "FLUSH_BYTES", 1)
-    monkeypatch.setattr(engine, "BATCH_BYTES", 1)
+    monkeypatch.setattr(batch, "BATCH_BYTES", 1)
     true, sync = getattr(system, other), system.fsync
     flushing, failed = threading.Event(), threading.Event()
     numbers, failing = itertools.count(1), 1 << 60
