@@ -174,8 +174,7 @@ class Engine:
         def collect(until: int) -> Iterator[tuple[Job, Outcome]]:
             while len(pending) > until:
                 for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                    for (job, sink), outcome in zip(pending.pop(future), future.result(), strict=True):
-                        yield job, self._settle(job, outcome, sink)
+                    yield from self._settle(pending.pop(future), future.result())
 
         def done(batch: Sequence[tuple[Job, FileSink]], pool: Executor | None = None) -> list[Outcome]:
             return [work(self.plan, job, sources, self.backend, facts, sink, pool, self.known) for job, sink in batch]
@@ -185,8 +184,7 @@ class Engine:
                 batch = [(job, FileSink(outlet, *writers[job.name], self._advance(job))) for job in jobs_at_once]
                 if self._alone(jobs_at_once[0]):
                     yield from collect(0)
-                    for (job, sink), outcome in zip(batch, done(batch, pool), strict=True):
-                        yield job, self._settle(job, outcome, sink)
+                    yield from self._settle(batch, done(batch, pool))
                 else:
                     self._read_ahead(jobs_at_once, sources)
                     pending[pool.submit(done, batch)] = batch
@@ -236,17 +234,25 @@ class Engine:
         """Bytes of the largest tile of a result."""
         return self.plan.memory.tile * max((-(-job.dtype.bits // 8) for job in self.jobs), default=1)
 
-    def _settle(self, job: Job, outcome: Outcome, sink: FileSink) -> Outcome:
-        """Journal a job that is done and written, or stop at numbers that are not finite."""
-        sink.wait()
-        if outcome.bad and not self.allow_nonfinite:
-            found = ", ".join(f"{count} in {where}" for where, count in outcome.bad.items())
-            raise NonFinite(
-                Problem(
-                    f"`{job.name}` has values that are NaN or infinite: {found}",
-                    fix="mend the source, `keep` the tensor of another one by a rule, or give `--allow-nonfinite`; "
-                    f"what is done so far is kept in {self.stage.path.name}",
-                )
+    def _settle(
+        self, batch: Sequence[tuple[Job, FileSink]], outcomes: Sequence[Outcome]
+    ) -> Iterator[tuple[Job, Outcome]]:
+        """Journal jobs that are done and written, and stop at the first whose numbers are not finite."""
+        for _, sink in batch:
+            sink.wait()
+        done = [(job, outcome) for (job, _), outcome in zip(batch, outcomes, strict=True)]
+        bad = [] if self.allow_nonfinite else [(job, outcome) for job, outcome in done if outcome.bad]
+        self.stage.note({job.name: outcome for job, outcome in done if self.allow_nonfinite or not outcome.bad})
+        if bad:
+            raise self._nonfinite(*bad[0])
+        yield from done
+
+    def _nonfinite(self, job: Job, outcome: Outcome) -> NonFinite:
+        found = ", ".join(f"{count} in {where}" for where, count in outcome.bad.items())
+        return NonFinite(
+            Problem(
+                f"`{job.name}` has values that are NaN or infinite: {found}",
+                fix="mend the source, `keep` the tensor of another one by a rule, or give `--allow-nonfinite`; "
+                f"what is done so far is kept in {self.stage.path.name}",
             )
-        self.stage.note(job.name, outcome)
-        return outcome
+        )

@@ -110,21 +110,27 @@ class Journal:
             self.close()
             raise
 
-    def note(self, name: str, outcome: Outcome) -> None:
-        """Write down that a tensor's bytes are in their file.
+    def note(self, outcomes: Mapping[str, Outcome]) -> None:
+        """Write down that tensors' bytes are in their files, all lines by one call; a kill may leave the first ones.
 
         Raises:
             RunError: the disk is full or fails.
         """
-        self._write({"tensor": name, "digest": outcome.digest, "bad": dict(outcome.bad), "unequal": outcome.unequal})
+        self._write(
+            *(
+                {"tensor": name, "digest": outcome.digest, "bad": dict(outcome.bad), "unequal": outcome.unequal}
+                for name, outcome in outcomes.items()
+            )
+        )
 
-    def _write(self, entry: Mapping[str, Any]) -> None:
-        line = f"{json.dumps(entry)}\n".encode()
+    def _write(self, *entries: Mapping[str, Any]) -> None:
+        """Add lines; the end is looked up each time, for the file may have been emptied meanwhile."""
+        lines = "".join(f"{json.dumps(entry)}\n" for entry in entries).encode()
         try:
             with self._guard:
-                system.write_all(self._file, line, os.fstat(self._file).st_size)
+                system.write_all(self._file, lines, os.fstat(self._file).st_size)
         except OSError as error:
-            raise system.write_failure(error, self.path, len(line)) from error
+            raise system.write_failure(error, self.path, len(lines)) from error
 
     def clear(self) -> None:
         """Forget all of it."""

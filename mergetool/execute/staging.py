@@ -84,9 +84,9 @@ class Staging:
     """The part that is being made, if not all of it."""
     _journal: Journal
 
-    def note(self, name: str, outcome: Outcome) -> None:
-        """Write down that a tensor's bytes are in their file."""
-        self._journal.note(name, outcome)
+    def note(self, outcomes: Mapping[str, Outcome]) -> None:
+        """Write down that tensors' bytes are in their files."""
+        self._journal.note(outcomes)
 
     def forget(self, names: set[str]) -> None:
         """Do not count on tensors of a file that was laid out anew."""

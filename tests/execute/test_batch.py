@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 
 import pytest
-from plan.models import TIES, planned
+from plan.models import TIES, llama, planned, save
 
-from mergetool.execute import batch
+from mergetool.errors import NonFinite
+from mergetool.execute import batch, run
 from mergetool.execute.batch import batches, spans
+from mergetool.execute.job import Outcome
+from mergetool.execute.journal import JOURNAL, Journal, read_journal
+from mergetool.storage import system
 
 
 def read(source, name, start, nbytes, file="f"):
@@ -49,3 +54,37 @@ def test_every_job_is_in_one_batch_in_its_order(shared, monkeypatch, nbytes):
     assert [job for each in made for job in each] == list(jobs)
     assert all(sum(job.bytes_read for job in each) <= nbytes or len(each) == 1 for each in made)
     assert [jobs[2]] in made
+
+
+def test_what_is_not_finite_is_named_and_the_rest_of_its_batch_is_kept(folder, tmp_path):
+    name = "model.layers.0.self_attn.q_proj.weight"
+    held = llama(1)
+    spoilt = held[name][1].copy()
+    spoilt[3, 3] = 0x7FC0
+    save(folder / "a", held | {name: ("BF16", spoilt)})
+    plan = planned(folder, TIES)
+    assert len(list(batches(plan.jobs, lambda job: False))) == 1
+    with pytest.raises(NonFinite, match=f"`{name}` has values that are NaN or infinite: 1 in a"):
+        run(plan, tmp_path / "merged")
+    assert run(plan, tmp_path / "merged", allow_nonfinite=True).resumed == len(plan.jobs) - 1
+
+
+def test_the_lines_of_a_batch_are_one_write_and_one_that_is_cut_short_is_dropped(tmp_path, monkeypatch):
+    outcomes = {f"t{i}": Outcome(f"{i:032x}", {"a": i} if i else {}, ("b",)) for i in range(5)}
+    true, written = system.pwrite, []
+
+    def pwrite(fd, view, offset):
+        written.append(len(view))
+        return true(fd, view, offset)
+
+    monkeypatch.setattr(system, "pwrite", pwrite)
+    journal = Journal(tmp_path / JOURNAL, "plan", None)
+    journal.note(outcomes)
+    assert len(written) == 2
+    assert read_journal(journal.path).done == outcomes
+    os.truncate(journal.path, written[0])  # by whoever does not trust it
+    journal.note({"t1": outcomes["t1"]})
+    journal.note(outcomes)
+    journal.close()
+    os.truncate(journal.path, sum(written) - written[1] - 1)
+    assert list(read_journal(journal.path).done) == ["t1", "t0", "t2", "t3"]
