@@ -18,7 +18,7 @@ from mergetool.execute.job import NOTHING, Facts, Outcome, work
 from mergetool.execute.known import Known
 from mergetool.execute.locks import FACTS, LAYOUT
 from mergetool.execute.measure import FOLDER, measure_model
-from mergetool.execute.outlet import FileSink, Outlet
+from mergetool.execute.outlet import FileSink, Joined, Outlet, Sink
 from mergetool.execute.progress import Progress
 from mergetool.execute.sources import open_sources
 from mergetool.execute.staging import Staging
@@ -32,6 +32,10 @@ from mergetool.storage.writer import Writer
 
 FLUSH_BYTES = 256 << 20
 """The disk is asked to take what lies in the page cache whenever there is so much of it, while the workers go on."""
+
+
+Made = tuple[list[Outcome], Callable[[], None]]
+"""What came of a batch's jobs, and what waits until all of it is written."""
 
 
 class _Flusher(ThreadPoolExecutor):
@@ -168,26 +172,37 @@ class Engine:
         outlet: Outlet,
     ) -> Iterator[tuple[Job, Outcome]]:
         """Give jobs to the workers in order, a few ahead, small ones by the batch; all share a wide one."""
-        pending: dict[Future[list[Outcome]], list[tuple[Job, FileSink]]] = {}
+        pending: dict[Future[Made], list[Job]] = {}
         ahead = 2 * self.plan.memory.workers
 
         def collect(until: int) -> Iterator[tuple[Job, Outcome]]:
             while len(pending) > until:
                 for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                    yield from self._settle(pending.pop(future), future.result())
+                    yield from self._settle(pending.pop(future), *future.result())
 
-        def done(batch: Sequence[tuple[Job, FileSink]], pool: Executor | None = None) -> list[Outcome]:
-            return [work(self.plan, job, sources, self.backend, facts, sink, pool, self.known) for job, sink in batch]
+        def one(job: Job, sink: Sink, pool: Executor | None = None) -> Outcome:
+            return work(self.plan, job, sources, self.backend, facts, sink, pool, self.known)
+
+        def alone(job: Job, pool: Executor | None = None) -> Made:
+            sink = FileSink(outlet, *writers[job.name], self._advance(job))
+            return [one(job, sink, pool)], sink.wait
+
+        def together(batch: Sequence[Job]) -> Made:
+            joined = Joined(outlet)
+            outcomes = [one(job, joined.sink(*writers[job.name])) for job in batch]
+            joined.flush()
+            self.progress.advance(sum(job.bytes_read + job.bytes_written for job in batch))
+            return outcomes, joined.wait
 
         try:
-            for jobs_at_once in batches(jobs, self._alone):
-                batch = [(job, FileSink(outlet, *writers[job.name], self._advance(job))) for job in jobs_at_once]
-                if self._alone(jobs_at_once[0]):
+            for batch in batches(jobs, self._alone):
+                if self._alone(batch[0]):
                     yield from collect(0)
-                    yield from self._settle(batch, done(batch, pool))
+                    yield from self._settle(batch, *alone(batch[0], pool))
                 else:
-                    self._read_ahead(jobs_at_once, sources)
-                    pending[pool.submit(done, batch)] = batch
+                    self._read_ahead(batch, sources)
+                    future = pool.submit(together, batch) if len(batch) > 1 else pool.submit(alone, batch[0])
+                    pending[future] = batch
                     yield from collect(ahead)
             yield from collect(0)
         except BaseException as error:
@@ -235,12 +250,11 @@ class Engine:
         return self.plan.memory.tile * max((-(-job.dtype.bits // 8) for job in self.jobs), default=1)
 
     def _settle(
-        self, batch: Sequence[tuple[Job, FileSink]], outcomes: Sequence[Outcome]
+        self, batch: Sequence[Job], outcomes: Sequence[Outcome], written: Callable[[], None]
     ) -> Iterator[tuple[Job, Outcome]]:
         """Journal jobs that are done and written, and stop at the first whose numbers are not finite."""
-        for _, sink in batch:
-            sink.wait()
-        done = [(job, outcome) for (job, _), outcome in zip(batch, outcomes, strict=True)]
+        written()
+        done = list(zip(batch, outcomes, strict=True))
         bad = [] if self.allow_nonfinite else [(job, outcome) for job, outcome in done if outcome.bad]
         self.stage.note({job.name: outcome for job, outcome in done if self.allow_nonfinite or not outcome.bad})
         if bad:

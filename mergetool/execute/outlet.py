@@ -102,8 +102,7 @@ class FileSink:
         """A buffer that begins where within its page it will begin on the disk, as direct writes ask for."""
         buffer = self._outlet.take()
         self._taken[start] = buffer
-        phase = (self._offset + start) % PAGE
-        phase = 0 if phase % 8 else phase  # numbers lie at multiples of their width
+        phase = _phase(self._offset + start)
         return buffer[phase : phase + nbytes]
 
     def put(self, start: int, raw: Bytes) -> None:
@@ -128,3 +127,90 @@ class FileSink:
             self._advance(raw.nbytes)
         finally:
             self._outlet.give(self._taken.pop(start))
+
+
+class Joined:
+    """What one worker makes of a batch: results that lie side by side in a file share a buffer and are one write.
+
+    Args:
+        outlet: lends the buffers and writes them.
+    """
+
+    def __init__(self, outlet: Outlet) -> None:
+        self._outlet = outlet
+        self._writer: Writer | None = None
+        self._buffer: Bytes | None = None
+        self._offset = self._phase = self._used = 0
+        self._going: list[Future[None]] = []
+
+    def sink(self, writer: Writer, offset: int) -> Sink:
+        """A tensor that is written from ``offset`` of a file on; filled before the next one is begun."""
+        return _Part(self, writer, offset)
+
+    def take(self, writer: Writer, offset: int, nbytes: int) -> Bytes:
+        """Room for the next bytes of a file, behind those that wait to be written if they follow and fit."""
+        place = self._phase + self._used
+        follows = writer is self._writer and offset == self._offset + self._used and not place % 8
+        if self._buffer is None or not follows or place + nbytes > self._buffer.nbytes:
+            self.flush()
+            self._buffer = self._outlet.take()
+            self._writer, self._offset, self._phase = writer, offset, _phase(offset)
+            place = self._phase
+        return self._buffer[place : place + nbytes]
+
+    def put(self, nbytes: int) -> None:
+        """Count on so many bytes more of what was taken last."""
+        self._used += nbytes
+
+    def flush(self) -> None:
+        """Have written what waits for it: much of it by the outlet's threads, little at once.
+
+        Raises:
+            RunError: the disk is full or fails.
+        """
+        buffer, used, self._buffer, self._used = self._buffer, self._used, None, 0
+        if buffer is None or self._writer is None:
+            return
+        raw = buffer[self._phase : self._phase + used]
+        if used < DIRECT_BYTES:
+            self._write(self._writer, raw, self._offset, buffer)
+        else:
+            self._going.append(self._outlet.submit(self._write, self._writer, raw, self._offset, buffer))
+
+    def wait(self) -> None:
+        """Wait until all that was flushed is written.
+
+        Raises:
+            RunError: the disk is full or fails.
+        """
+        for going in self._going:
+            going.result()
+
+    def _write(self, writer: Writer, raw: Bytes, offset: int, buffer: Bytes) -> None:
+        try:
+            writer.write(raw, offset)
+        finally:
+            self._outlet.give(buffer)
+
+
+class _Part:
+    """One tensor of several that are written together."""
+
+    def __init__(self, joined: Joined, writer: Writer, offset: int) -> None:
+        self._joined = joined
+        self._writer = writer
+        self._offset = offset
+
+    def take(self, start: int, nbytes: int) -> Bytes:
+        """Its place behind what was made before it."""
+        return self._joined.take(self._writer, self._offset + start, nbytes)
+
+    def put(self, start: int, raw: Bytes) -> None:
+        """It is written with those that follow."""
+        self._joined.put(raw.nbytes)
+
+
+def _phase(offset: int) -> int:
+    """Where in its page a buffer begins, as direct writes ask for; numbers lie at multiples of their width."""
+    phase = offset % PAGE
+    return 0 if phase % 8 else phase

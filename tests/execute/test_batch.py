@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
+import random
+import sys
+import threading
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
-from plan.models import TIES, llama, planned, save
+from plan.models import TIES, llama, normal, planned, save
 
-from mergetool.errors import NonFinite
+from execute.conftest import contents
+from mergetool.errors import NonFinite, RunError
 from mergetool.execute import batch, run
 from mergetool.execute.batch import batches, spans
 from mergetool.execute.job import Outcome
 from mergetool.execute.journal import JOURNAL, Journal, read_journal
+from mergetool.execute.outlet import Joined, Outlet
 from mergetool.storage import system
+from mergetool.storage.dtypes import DTYPES
+from mergetool.storage.writer import Writer, shard
 
 
 def read(source, name, start, nbytes, file="f"):
@@ -88,3 +98,142 @@ def test_the_lines_of_a_batch_are_one_write_and_one_that_is_cut_short_is_dropped
     journal.close()
     os.truncate(journal.path, sum(written) - written[1] - 1)
     assert list(read_journal(journal.path).done) == ["t1", "t0", "t2", "t3"]
+
+
+RECIPE = """\
+merge_method: ties
+base_model: base
+models: [{model: a}, {model: b}]
+parameters: {weight: [1, 0.5], density: 0.4}
+rules: [{where: {layers: 1}, keep: b}]
+"""
+
+
+def mixed(seed):
+    """Tensors of any length and several dtypes, some copied, so that results begin and end anywhere in a page."""
+    draw = random.Random(0)
+    held = {}
+    for i in range(60):
+        name, size = (
+            f"model.layers.{i // 20}.mlp.part{i}.weight",
+            draw.choice([1, 3, 8, 700, 4096, draw.randrange(80_000)]),
+        )
+        dtype = draw.choice(["BF16", "BF16", "BF16", "F32", "F16", "I64", "U8"])
+        values = np.arange(size) % 251 if dtype in ("I64", "U8") else normal((size,), dtype, seed, i)
+        held[name] = dtype, values.astype(DTYPES[dtype].storage)
+    return held
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """The base in several files, one source in the opposite order, one in yet another and in files of its own."""
+    folder = tmp_path_factory.mktemp("mixed")
+    save(folder / "base", mixed(0), 500_000)
+    save(folder / "a", dict(reversed(mixed(1).items())))
+    shuffled = list(mixed(2).items())
+    random.Random(1).shuffle(shuffled)
+    save(folder / "b", dict(shuffled), 300_000)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(models, tmp_path_factory):
+    """What comes of it when every tensor goes its own way."""
+    output = tmp_path_factory.mktemp("alone") / "merged"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch, "BATCH_BYTES", 1)
+        run(planned(models, RECIPE, shard_size=300_000), output)
+    return contents(output)
+
+
+@pytest.mark.parametrize("nbytes", [10_000, 300_000, 4 << 20])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_whatever_is_in_a_batch_its_bytes_are_where_they_belong(
+    models, expected, tmp_path, monkeypatch, nbytes, workers
+):
+    monkeypatch.setattr(batch, "BATCH_BYTES", nbytes)
+    plan = planned(models, RECIPE, shard_size=300_000, workers=workers)
+    assert len(plan.shards) > 2
+    run(plan, tmp_path / "merged")
+    assert contents(tmp_path / "merged") == expected
+
+
+def test_what_an_earlier_run_has_done_is_a_gap_in_a_batch(models, expected, tmp_path, monkeypatch):
+    plan = planned(models, RECIPE, shard_size=300_000)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules[run.__module__], "publish", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(plan, tmp_path / "merged")
+    journal = tmp_path / ".merged.partial" / JOURNAL
+    head, *lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([head, *lines[::3]]))
+    left = {json.loads(line)["tensor"] for line in lines} - {json.loads(line)["tensor"] for line in lines[::3]}
+    for part in plan.shards:  # whatever is not made again is found to be missing
+        with (tmp_path / ".merged.partial" / part.file).open("r+b") as file:
+            for entry in part.header.entries.values():
+                if entry.name in left:
+                    file.seek(entry.start)
+                    file.write(bytes(entry.stop - entry.start))
+    assert run(plan, tmp_path / "merged").resumed == len(lines[::3])
+    assert contents(tmp_path / "merged") == expected
+
+
+def _killed(*_):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), KeyboardInterrupt()])
+@pytest.mark.parametrize("name", ["preadv", "pwrite"])
+def test_a_batch_that_fails_in_the_middle_is_made_again(models, expected, tmp_path, monkeypatch, name, failure):
+    monkeypatch.setattr(batch, "BATCH_BYTES", 300_000)
+    plan = planned(models, RECIPE, shard_size=300_000, workers=2)
+    true, total = getattr(system, name), 0
+
+    def count(*arguments):
+        nonlocal total
+        total += 1
+        if total == number:
+            raise failure
+        return true(*arguments)
+
+    number = 0
+    monkeypatch.setattr(system, name, count)
+    run(plan, tmp_path / "whole")
+    assert contents(tmp_path / "whole") == expected
+    for at in range(2, total, 1 + total // 9):
+        output, total, number = tmp_path / f"merged{at}", 0, at
+        with pytest.raises((RunError, KeyboardInterrupt)):
+            run(plan, output)
+        assert not output.exists()
+        number = 0
+        run(plan, output)
+        assert contents(output) == expected, at
+
+
+def test_results_side_by_side_are_one_write(models, tmp_path, monkeypatch):
+    plan = planned(models, RECIPE, shard_size=300_000)
+    true, written = Writer.write, []
+    monkeypatch.setattr(Writer, "write", lambda *given: (written.append(given[1].nbytes), true(*given)))
+    run(plan, tmp_path / "merged")
+    assert sum(written) == sum(job.bytes_written for job in plan.jobs)
+    assert len(written) < 0.6 * len(plan.jobs)  # some end where numbers cannot begin
+
+
+def test_a_result_that_does_not_follow_or_fit_begins_another_buffer(tmp_path):
+    (part,) = shard([("t", DTYPES["U8"], (100_000,))], 1 << 30)
+    start = part.header.data_start
+    pieces = [(0, 16), (16, 40), (56, 5), (61, 8), (69, 9_000), (30_000, 16), (20_000, 8), (20_008, 9_000)]
+    with Writer(tmp_path / "m", part) as writer, Outlet(10_000, 1, threading.Event()) as outlet:
+        joined = Joined(outlet)
+        for number, (offset, nbytes) in enumerate(pieces, 1):
+            sink = joined.sink(writer, start + offset)
+            raw = sink.take(0, nbytes)
+            assert raw.ctypes.data % 8 == 0
+            raw[:] = number
+            sink.put(0, raw)
+        joined.flush()
+        joined.wait()
+    wanted = np.zeros(100_000, np.uint8)
+    for number, (offset, nbytes) in enumerate(pieces, 1):
+        wanted[offset : offset + nbytes] = number
+    assert (tmp_path / "m").read_bytes()[start:] == wanted.tobytes()

@@ -13,7 +13,7 @@ from plan.models import TIES, planned
 
 from execute.conftest import contents, fingerprint
 from mergetool.errors import RunError
-from mergetool.execute import measure, run, staging
+from mergetool.execute import batch, measure, run, staging
 from mergetool.execute.staging import JOURNAL, LOCK
 from mergetool.storage import system
 
@@ -161,6 +161,7 @@ def test_an_interrupt_by_the_keyboard_keeps_what_is_done(plan, undisturbed, tmp_
         return true(*arguments)
 
     with monkeypatch.context() as patch:
+        patch.setattr(batch, "BATCH_BYTES", 1)
         patch.setattr(system, "pwrite", pwrite)
         with pytest.raises(KeyboardInterrupt):
             run(plan, tmp_path / "merged")

@@ -131,9 +131,11 @@ SLOW_PART = """
 import os, sys, time
 from pathlib import Path
 import mergetool
+from mergetool.execute import batch
 from mergetool.execute.parts import run_part
 from mergetool.plan.parts import Share
 from mergetool.storage import system
+batch.BATCH_BYTES = 1  # a tensor at a time, so that there is a moment between any two
 true = system.pwrite
 def pwrite(*arguments):
     os.write(1, b"write\\n")

@@ -11,7 +11,7 @@ from plan.models import TIES, llama, planned, save
 
 from execute.conftest import contents, fingerprint, tensors
 from mergetool.errors import CheckpointError, RunError, SourceChanged
-from mergetool.execute import compute, run
+from mergetool.execute import batch, compute, run
 from mergetool.storage import system
 
 MODEL_SCOPE = f"{TIES}  scope: model\n"
@@ -92,6 +92,12 @@ def test_a_source_removed_after_planning_is_named(folder, tmp_path):
     path.unlink()
     with pytest.raises(SourceChanged, match=str(path)):
         run(plan, tmp_path / "merged")
+
+
+@pytest.fixture(autouse=True)
+def one_by_one(monkeypatch):
+    """A tensor at a time, so that there is a moment between any two."""
+    monkeypatch.setattr(batch, "BATCH_BYTES", 1)
 
 
 class Saboteur:
