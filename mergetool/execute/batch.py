@@ -7,9 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from mergetool.plan import Job, Read
-
-BATCH_BYTES = 4 << 20
-"""Small tensors go to a worker together until they have so many bytes: handing one over takes longer than merging."""
+from mergetool.plan.memory import BATCH_BYTES
 
 
 def batches(jobs: Iterable[Job], alone: Callable[[Job], bool]) -> Iterator[list[Job]]:
@@ -52,6 +50,11 @@ class Span:
     start: int
     stop: int
     reads: tuple[Read, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes it has."""
+        return self.stop - self.start
 
 
 def spans(jobs: Iterable[Job]) -> list[Span]:

@@ -180,16 +180,16 @@ class Engine:
                 for future in wait(pending, return_when=FIRST_COMPLETED).done:
                     yield from self._settle(pending.pop(future), *future.result())
 
-        def one(job: Job, sink: Sink, pool: Executor | None = None) -> Outcome:
+        def one(job: Job, sources: Sources, sink: Sink, pool: Executor | None = None) -> Outcome:
             return work(self.plan, job, sources, self.backend, facts, sink, pool, self.known)
 
         def alone(job: Job, pool: Executor | None = None) -> Made:
             sink = FileSink(outlet, *writers[job.name], self._advance(job))
-            return [one(job, sink, pool)], sink.wait
+            return [one(job, sources, sink, pool)], sink.wait
 
         def together(batch: Sequence[Job]) -> Made:
-            joined = Joined(outlet)
-            outcomes = [one(job, joined.sink(*writers[job.name])) for job in batch]
+            joined, read = Joined(outlet), sources.ahead(batch)
+            outcomes = [one(job, read, joined.sink(*writers[job.name], job.dtype.storage.itemsize)) for job in batch]
             joined.flush()
             self.progress.advance(sum(job.bytes_read + job.bytes_written for job in batch))
             return outcomes, joined.wait
@@ -223,7 +223,7 @@ class Engine:
     def _read_ahead(self, jobs: Sequence[Job], sources: Sources) -> None:
         """Have the system fetch what the next jobs read; not where free pages are the shortest of all."""
         for span in () if self._overflows else spans(jobs):
-            sources.readers[span.source, span.file].advise(span.start, span.stop - span.start)
+            sources.readers[span.source, span.file].advise(span.start, span.nbytes)
 
     @cached_property
     def _overflows(self) -> bool:

@@ -143,18 +143,24 @@ class Joined:
         self._offset = self._phase = self._used = 0
         self._going: list[Future[None]] = []
 
-    def sink(self, writer: Writer, offset: int) -> Sink:
-        """A tensor that is written from ``offset`` of a file on; filled before the next one is begun."""
-        return _Part(self, writer, offset)
+    def sink(self, writer: Writer, offset: int, width: int) -> Sink:
+        """A tensor that is written from ``offset`` of a file on; filled before the next one is begun.
 
-    def take(self, writer: Writer, offset: int, nbytes: int) -> Bytes:
+        Args:
+            writer: the file.
+            offset: where in it the tensor begins.
+            width: bytes of an element.
+        """
+        return _Part(self, writer, offset, width)
+
+    def take(self, writer: Writer, offset: int, nbytes: int, width: int) -> Bytes:
         """Room for the next bytes of a file, behind those that wait to be written if they follow and fit."""
         place = self._phase + self._used
-        follows = writer is self._writer and offset == self._offset + self._used and not place % 8
+        follows = writer is self._writer and offset == self._offset + self._used and not place % width
         if self._buffer is None or not follows or place + nbytes > self._buffer.nbytes:
             self.flush()
             self._buffer = self._outlet.take()
-            self._writer, self._offset, self._phase = writer, offset, _phase(offset)
+            self._writer, self._offset, self._phase = writer, offset, _phase(offset, width)
             place = self._phase
         return self._buffer[place : place + nbytes]
 
@@ -196,21 +202,22 @@ class Joined:
 class _Part:
     """One tensor of several that are written together."""
 
-    def __init__(self, joined: Joined, writer: Writer, offset: int) -> None:
+    def __init__(self, joined: Joined, writer: Writer, offset: int, width: int) -> None:
         self._joined = joined
         self._writer = writer
         self._offset = offset
+        self._width = width
 
     def take(self, start: int, nbytes: int) -> Bytes:
         """Its place behind what was made before it."""
-        return self._joined.take(self._writer, self._offset + start, nbytes)
+        return self._joined.take(self._writer, self._offset + start, nbytes, self._width)
 
     def put(self, start: int, raw: Bytes) -> None:
         """It is written with those that follow."""
         self._joined.put(raw.nbytes)
 
 
-def _phase(offset: int) -> int:
+def _phase(offset: int, width: int = 8) -> int:
     """Where in its page a buffer begins, as direct writes ask for; numbers lie at multiples of their width."""
     phase = offset % PAGE
-    return 0 if phase % 8 else phase
+    return 0 if phase % width else phase

@@ -69,4 +69,4 @@ def open_sources(
             checkpoint = plan.sources[key[0]].checkpoint
             reader = Reader(checkpoint.file(key[1]), checkpoint.headers.get(key[1]))
             readers[key] = stack.enter_context(reader)
-        yield Sources(readers, Arena(allocate), threading.Event(), turns=turns if turnings else None)
+        yield Sources(readers, Arena(allocate), Arena(allocate), threading.Event(), turns=turns if turnings else None)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from math import gcd
 from typing import TypeVar
 
-from mergetool.execute.buffers import Arena, typed
+from mergetool.execute.batch import spans
+from mergetool.execute.buffers import Arena, Bytes, typed
 from mergetool.execute.turned import read_turned
 from mergetool.execute.turns import Turns
 from mergetool.kernels.backend import Array
+from mergetool.kernels.calling import LINE
 from mergetool.methods.apply import portion
 from mergetool.plan import Job, Plan, Read
 from mergetool.storage.header import Entry
@@ -20,6 +23,10 @@ from mergetool.storage.reader import Reader
 
 R = TypeVar("R")
 Inputs = tuple[Array, ...]
+
+
+Window = Mapping[tuple[int, str], Bytes]
+"""The bytes of whole tensors, by source and name."""
 
 
 class Stopped(Exception):
@@ -45,15 +52,55 @@ class Sources:
 
     readers: Mapping[tuple[int, str], Reader]
     arena: Arena
+    windows: Arena
+    """Another one, for what a batch's tensors are read into together."""
     stop: threading.Event
     counter: Counter = field(default_factory=Counter)
     turns: Turns | None = None
     """What is turned while it is read; None: nothing."""
+    window: Window = field(default_factory=dict)
+    """What has been read already of a batch's tensors."""
 
     @property
     def bytes_read(self) -> int:
         """Bytes read so far, every pass counted."""
         return self.counter.total
+
+    def ahead(self, jobs: Sequence[Job]) -> Sources:
+        """The same files with a window on what jobs read, each run of tensors side by side read by one call.
+
+        The window lasts until this thread asks for another one. Turned sources have no part in it.
+        """
+        if self.stop.is_set():
+            raise Stopped
+        turned = self.turns or ()
+        wanted = [span for span in spans(jobs) if span.source not in turned]
+        starts = list(accumulate((span.nbytes + LINE for span in wanted), initial=0))
+        (room,) = self.windows.take([starts[-1]])
+        window: dict[tuple[int, str], Bytes] = {}
+        for span, begin in zip(wanted, starts, strict=False):
+            begin += (span.start - begin) % LINE  # where numbers lie at multiples of their width, as they do on disk
+            raw = room[begin : begin + span.nbytes]
+            self.counter.add(span.nbytes)
+            self.readers[span.source, span.file].read_into(raw, span.start)
+            for read in span.reads:
+                if read.tensor.start % read.tensor.dtype.storage.itemsize == 0:
+                    first = read.tensor.start - span.start
+                    window[read.source, read.tensor.name] = raw[first : first + read.tensor.nbytes]
+        return replace(self, window=window)
+
+    def seen(self, reads: Sequence[Read], start: int, stop: int) -> Inputs | None:
+        """Coordinates ``start`` to ``stop`` of each tensor where they lie in the window; None if some do not."""
+        if self.stop.is_set():
+            raise Stopped
+        tile = []
+        for read in reads:
+            raw = self.window.get((read.source, read.tensor.name))
+            if raw is None:
+                return None
+            first, last = _place(read, start, stop)
+            tile.append(typed(raw[first:last], read.tensor.dtype.storage))
+        return tuple(tile)
 
     def load(self, reads: Sequence[Read], start: int, stop: int, into: Sequence[Array]) -> Inputs:
         """Read coordinates ``start`` to ``stop`` of each tensor into buffers of bytes."""
@@ -61,9 +108,13 @@ class Sources:
             raise Stopped
         tile = []
         for read, buffer in zip(reads, into, strict=True):
-            bits = read.tensor.dtype.bits
-            first, last = start * bits // 8, -(-stop * bits // 8)
+            first, last = _place(read, start, stop)
             raw = buffer[: last - first]
+            there = self.window.get((read.source, read.tensor.name))
+            if there is not None:
+                raw[:] = there[first:last]
+                tile.append(typed(raw, read.tensor.dtype.storage))
+                continue
             self.counter.add(last - first)
             values = typed(raw, read.tensor.dtype.storage)
             tensor, indices = (read.tensor, None) if self.turns is None else self.turns.of(read)
@@ -75,6 +126,12 @@ class Sources:
                 reader.read_into(raw, tensor.start + first)
             tile.append(values)
         return tuple(tile)
+
+
+def _place(read: Read, start: int, stop: int) -> tuple[int, int]:
+    """The bytes of a run of coordinates, from the tensor's first one on."""
+    bits = read.tensor.dtype.bits
+    return start * bits // 8, -(-stop * bits // 8)
 
 
 @dataclass(frozen=True)
@@ -96,6 +153,8 @@ class Tiles:
 
         def one(start: int) -> tuple[int, R]:
             stop = start + portion(min(self.tile, self.size - start), share)
+            if (there := self.sources.seen(self.reads, start, stop)) is not None:
+                return start, do(start, there)
             widths = [-(-self.tile * read.tensor.dtype.bits // 8) for read in self.reads]
             return start, do(start, self.sources.load(self.reads, start, stop, self.sources.arena.take(widths)))
 
@@ -144,7 +203,8 @@ def tiles(plan: Plan, job: Job, reads: Sequence[Read], sources: Sources, hold: b
     size = job.size
     # Of elements that share bytes so many more that a tile is a whole number of digests' blocks, as all others are.
     tile = plan.memory.tile * 8 // gcd(8, job.dtype.bits)
-    if not hold or job.bytes_read > plan.memory.resident or pool is not None:
+    held = all((read.source, read.tensor.name) in sources.window for read in reads)
+    if not hold or held or job.bytes_read > plan.memory.resident or pool is not None:
         return Tiles(sources, reads, size, tile, pool)
     buffers = sources.arena.take([read.tensor.nbytes for read in reads])
     return Held(sources, reads, size, tile, None, buffers)

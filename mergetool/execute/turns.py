@@ -32,6 +32,10 @@ class Turns:
         self._sources = plan.sources
         self._kept = lru_cache(maxsize=_KEPT)(self._find)
 
+    def __contains__(self, source: int) -> bool:
+        """Whether a source is turned."""
+        return source in self._turnings
+
     def tensor(self, read: Read) -> TensorRef:
         """The tensor of the source that is read in the place of this one: another where experts change places.
 

@@ -22,6 +22,8 @@ PREFERRED_RESIDENT = 80 << 20
 """Enough to hold a layer's matrix of a base and two sources of 7 B parameters; larger ones are read again."""
 WRITERS = 2
 """Threads that wait for the disk while the workers go on; two keep it busy. Each holds a tile of a result."""
+BATCH_BYTES = 4 << 20
+"""Small tensors go to a worker together until they have so many bytes, which it reads by as few calls as it can."""
 COUNTS = 3 << 20
 """Bytes of the magnitudes of one source that are looked at together: those of a tile, the sample, those gathered."""
 
@@ -69,7 +71,8 @@ def fit(jobs: Sequence[Job], budget: int | None, workers: int | None) -> Memory:
     widest = max((_bytes_per_coordinate(job) for job in jobs), default=1)
     results = WRITERS * max((-(-job.dtype.bits // 8) for job in jobs), default=1)  # being written, by coordinate
     counts = max((COUNTS * len(job.reads) for job in jobs if job.method), default=0)
-    smallest = INTERPRETER + SMALLEST_TILE * (widest + results) + counts
+    fixed = counts + _bytes_of_a_batch(jobs)
+    smallest = INTERPRETER + SMALLEST_TILE * (widest + results) + fixed
     if budget < smallest:
         raise PlanError(
             f"a memory budget of {budget >> 20} MiB is too small: this merge takes at least {-(-smallest >> 20)} MiB",
@@ -80,7 +83,7 @@ def fit(jobs: Sequence[Job], budget: int | None, workers: int | None) -> Memory:
     threads = workers or default_workers()
 
     def needed(tile: int) -> int:
-        return threads * (tile * widest + counts) + tile * results
+        return threads * (tile * widest + fixed) + tile * results
 
     while workers is None and threads > 1 and room < needed(LARGEST_TILE):
         threads -= 1
@@ -94,7 +97,7 @@ def fit(jobs: Sequence[Job], budget: int | None, workers: int | None) -> Memory:
             where="--memory",
             fix=f"give `--memory {wanted}MiB` or more, or fewer `--workers`",
         )
-    share = (room - tile * results) // threads - counts
+    share = (room - tile * results) // threads - fixed
     largest = max((job.bytes_read for job in jobs), default=0)
     resident = max(0, min(share - tile * widest, PREFERRED_RESIDENT, largest))
     peak = INTERPRETER + needed(tile) + threads * resident
@@ -110,6 +113,12 @@ def _bytes_per_coordinate(job: Job) -> int:
     extras = 4 * len(job.reads) * len(METHODS[job.method].facts) if job.method else 0  # float32, one a source
     extras += CORRECTED if job.corrected is not None else 0
     return sum(dtype.bits // gcd(8, dtype.bits) for dtype in dtypes) + extras
+
+
+def _bytes_of_a_batch(jobs: Sequence[Job]) -> int:
+    """What a worker reads together at most; nothing where no two jobs are small."""
+    small = [nbytes for job in jobs if 0 < (nbytes := job.bytes_read) <= BATCH_BYTES]
+    return min(BATCH_BYTES, sum(small)) if len(small) > 1 else 0
 
 
 def _bytes_of_matrices(job: Job) -> int:

@@ -119,3 +119,19 @@ def test_the_default_budget_does_not_grow_with_the_model(folder, tmp_path):
     small, large = planned(folder).memory, planned(tmp_path).memory
     assert small.budget == large.budget <= memory.LARGEST_BUDGET
     assert large.peak <= large.budget
+
+
+def test_small_tensors_that_are_read_together_are_counted_for_each_worker(primes, tmp_path, monkeypatch):
+    for name in ("base", "a", "b"):
+        sparse(tmp_path / name, {"w": (11,), "v": (13,), "large": (1 << 12,)})
+    peaks = []
+    for most in (0, 13 * 6, 24 * 6 - 1, 24 * 6, 1 << 20):
+        monkeypatch.setattr(memory, "BATCH_BYTES", most)
+        peaks.append(planned(tmp_path, memory=10_000_000, workers=3).memory.peak)
+    assert [peak - peaks[0] for peak in peaks] == [
+        0,
+        3 * 13 * 6,
+        3 * (24 * 6 - 1),
+        3 * 24 * 6,
+        3 * (24 + (1 << 12)) * 6,
+    ]
