@@ -6,7 +6,10 @@ import contextlib
 import os
 import sys
 import traceback
-from typing import IO
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
 
 import click
 
@@ -59,10 +62,29 @@ def tell(error: BaseException, debug: bool, command: str | None) -> int:
     return UNEXPECTED
 
 
-def _message(text: str) -> None:
-    """One error; ``error:`` is red on a terminal, unless NO_COLOR says otherwise."""
+@contextlib.contextmanager
+def warned() -> Iterator[None]:
+    """Tell mergetool's own warnings as errors are told, without a line of code; those of others stay as they are."""
+    with warnings.catch_warnings():
+        plain = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], filename: str, *rest: Any, **more: Any) -> None:
+            if Path(filename).is_relative_to(_OURS):
+                _message(str(message), "warning", "yellow")
+            else:
+                plain(message, category, filename, *rest, **more)
+
+        warnings.showwarning = show
+        yield
+
+
+_OURS = Path(__file__).parent.parent
+
+
+def _message(text: str, what: str = "error", fg: str = "red") -> None:
+    """One error or warning; the word is in colour on a terminal, unless NO_COLOR says otherwise."""
     color = False if os.environ.get("NO_COLOR") else None
-    click.echo(click.style("error:", fg="red", bold=True) + " " + text, err=True, color=color)
+    click.echo(click.style(f"{what}:", fg=fg, bold=True) + " " + text, err=True, color=color)
 
 
 def _of_printing(error: OSError) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 
@@ -144,3 +145,22 @@ def test_errors_are_red_on_a_terminal(settings, red):
 
 def test_errors_are_plain_elsewhere(raising):
     assert "\x1b" not in raising(RecipeError("wrong")).stderr
+
+
+def test_a_kernel_cache_that_cannot_be_written_is_a_warning_in_one_line(folder):
+    (folder / "file").write_text("no folder")
+    environment = {**os.environ, "MERGETOOL_CACHE": str(folder / "file"), "PYTHONWARNINGS": ""}
+    command = [sys.executable, "-m", "mergetool.cli", "run", "merge.yaml", "merged", "--quiet"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stderr.startswith("warning: ")
+    assert "machine code is not kept there: Not a directory" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_warnings_of_others_go_the_way_they_went(capsys, recwarn):
+    with failure.warned():
+        warnings.showwarning(UserWarning("ours"), UserWarning, failure.__file__, 1)
+        warnings.showwarning(UserWarning("theirs"), UserWarning, "elsewhere.py", 7)
+    assert [str(each.message) for each in recwarn] == ["theirs"]
+    assert capsys.readouterr().err == "warning: ours\n"
