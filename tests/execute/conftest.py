@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -84,8 +85,9 @@ class Runner:
         return len(lines)
 
     def kill(self, child, how):
-        """Kill the process that merges, and wait until it is gone."""
-        os.kill(child, how)
+        """Kill the process that merges, and wait until it is gone; False where it had come to its end."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, how)
         lines = list(iter(self.process.stdout.readline, "ended\n"))
         return "done\n" not in lines
 
