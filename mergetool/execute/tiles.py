@@ -93,14 +93,15 @@ class Sources:
         """Coordinates ``start`` to ``stop`` of each tensor where they lie in the window; None if some do not."""
         if self.stop.is_set():
             raise Stopped
-        tile = []
-        for read in reads:
-            raw = self.window.get((read.source, read.tensor.name))
-            if raw is None:
-                return None
-            first, last = _place(read, start, stop)
-            tile.append(typed(raw[first:last], read.tensor.dtype.storage))
-        return tuple(tile)
+        tile = tuple(values for read in reads if (values := self._there(read, start, stop)) is not None)
+        return tile if len(tile) == len(reads) else None
+
+    def _there(self, read: Read, start: int, stop: int) -> Array | None:
+        raw = self.window.get((read.source, read.tensor.name))
+        if raw is None:
+            return None
+        first, last = _place(read, start, stop)
+        return typed(raw[first:last], read.tensor.dtype.storage)
 
     def load(self, reads: Sequence[Read], start: int, stop: int, into: Sequence[Array]) -> Inputs:
         """Read coordinates ``start`` to ``stop`` of each tensor into buffers of bytes."""
@@ -110,13 +111,12 @@ class Sources:
         for read, buffer in zip(reads, into, strict=True):
             first, last = _place(read, start, stop)
             raw = buffer[: last - first]
-            there = self.window.get((read.source, read.tensor.name))
-            if there is not None:
-                raw[:] = there[first:last]
-                tile.append(typed(raw, read.tensor.dtype.storage))
+            values = typed(raw, read.tensor.dtype.storage)
+            tile.append(values)
+            if (there := self._there(read, start, stop)) is not None:
+                values[...] = there
                 continue
             self.counter.add(last - first)
-            values = typed(raw, read.tensor.dtype.storage)
             tensor, indices = (read.tensor, None) if self.turns is None else self.turns.of(read)
             reader = self.readers[read.source, tensor.file]
             if indices:
@@ -124,7 +124,6 @@ class Sources:
                 read_turned(reader, entry, indices, start, stop, into=values)
             else:
                 reader.read_into(raw, tensor.start + first)
-            tile.append(values)
         return tuple(tile)
 
 
