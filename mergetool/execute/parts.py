@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mergetool.errors import Problem, RunError
+from mergetool.execute.ahead import made_ahead, with_findings
 from mergetool.execute.devices import backend_for
 from mergetool.execute.each_task import each_task, told, told_part
 from mergetool.execute.engine import Engine
@@ -21,10 +22,8 @@ from mergetool.execute.run import (
     complete_already,
     destination,
     findings,
-    made_ahead,
     nonfinite,
     room,
-    with_findings,
 )
 from mergetool.execute.sources import fetched
 from mergetool.execute.staging import Staging, fits, staging, staging_path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -12,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from mergetool.errors import NonFinite, OutputRefused, Problem, RunError
+from mergetool.execute.ahead import made_ahead, made_beside, with_findings
 from mergetool.execute.devices import backend_for, memory_for
 from mergetool.execute.each_task import each_task, told
 from mergetool.execute.engine import Engine
 from mergetool.execute.job import Outcome
-from mergetool.execute.locks import FACTS
 from mergetool.execute.measure import FOLDER
 from mergetool.execute.merged import Merged, merged_weights
 from mergetool.execute.prepare import prepare
 from mergetool.execute.prepared import Prepared
 from mergetool.execute.progress import Progress, Quiet
-from mergetool.execute.report.draw import drawn, keep
+from mergetool.execute.report.draw import drawn
 from mergetool.execute.sources import fetched
 from mergetool.execute.staging import Staging, read_provenance, refuse, staging, tidy
 from mergetool.kernels.backend import Array
@@ -31,12 +30,6 @@ from mergetool.plan.digest import run_digest
 from mergetool.plan.stages import wanted
 from mergetool.plan.tasks import several
 from mergetool.publish import publish
-from mergetool.storage.writer import atomic_write
-
-_BESIDE = "beside"
-"""Where files are kept that go into the model folder as they are, for the parts and for what finishes them."""
-_FOUND = "found.json"
-"""Where what was found ahead of the jobs is said, beside the facts, for the parts and for what finishes them."""
 
 _NOT_FINITE = " is not finite: "
 """What notes say of a tensor that has NaNs or infinities."""
@@ -112,47 +105,6 @@ def run(
     return replace(report, plan=plan, resumed=engine.resumed, bytes_read=engine.bytes_read)
 
 
-def made_ahead(plan: Plan, stage: Staging, trust_code: bool, device: str, progress: Progress | None) -> Prepared:
-    """What is turned, measured and trained ahead of the jobs; nothing where no job asks for anything.
-
-    A run of the whole finds it in the cache or leaves it there. Of parts the first makes it and the others wait; they
-    may be on machines with caches of their own, so it is kept beside what they make.
-
-    Raises:
-        MergetoolError: as :func:`mergetool.execute.prepare.prepare`.
-    """
-    if all(stage.name == "merge" or stage.jobs_alone for stage in plan.stages):
-        return Prepared(plan)
-    folder = stage.path / FOLDER
-    with stage.alone(FACTS):
-        root = None if stage.share is None else folder
-        runs: dict[str, Any] = {"trust_code": trust_code, "device": device, "root": root}
-        found = prepare(plan, progress=progress, **runs)
-        folder.mkdir(exist_ok=True)
-        notes = keep(plan, found, folder, progress=progress or Quiet(), **runs)
-        said = {"notes": [*found.notes, *notes], "left_out": sorted(found.left_out)}
-        atomic_write(folder / _FOUND, json.dumps(said, ensure_ascii=False))
-        for name, content in found.beside.items():
-            (folder / _BESIDE / name).parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(folder / _BESIDE / name, content)
-    return found
-
-
-def _made_beside(stage: Staging) -> dict[str, bytes]:
-    """The files that were made ahead of the jobs to stand beside the tensors, by their names in the model folder."""
-    folder = stage.path / FOLDER / _BESIDE
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def with_findings(plan: Plan, stage: Staging) -> Plan:
-    """The plan, with what was found ahead of the jobs: notes, and which sources are left out."""
-    try:
-        found = json.loads((stage.path / FOLDER / _FOUND).read_bytes())
-        return replace(plan, notes=(*plan.notes, *found["notes"]), left_out=frozenset(found["left_out"]))
-    except (FileNotFoundError, ValueError):
-        return plan
-
-
 def destination(plan: Plan, output: Path | str | None, force: bool) -> Path:
     """The folder to make, if it may be made.
 
@@ -200,7 +152,7 @@ def complete(
     report, why_not = drawn(plan, stage.path / FOLDER)
     notes = (*plan.notes, *findings(ordered), *why_not)
     digests = {name: outcome.digest for name, outcome in ordered.items()}
-    publish(plan, stage.path, digests, notes, _made_beside(stage), report)
+    publish(plan, stage.path, digests, notes, made_beside(stage), report)
     shutil.rmtree(stage.path / FOLDER, ignore_errors=True)
     refuse(plan, target, force)
     stage.finish(target)
