@@ -1,4 +1,4 @@
-"""A job's tiles: held in memory, or read again for each pass; by one worker, or by all of them at once."""
+"""A job's tiles: kept in memory, or read again for each pass; by one worker, or by all of them at once."""
 
 from __future__ import annotations
 
@@ -137,7 +137,9 @@ def _place(read: Read, start: int, stop: int) -> tuple[int, int]:
 class Tiles:
     """Goes over the tiles of a job; see :class:`mergetool.methods.apply.Visit`.
 
-    ``do`` gets the tile's first coordinate and its inputs.
+    ``do`` gets the tile's first coordinate and its inputs. Of what is read, each worker keeps as much as it may in its
+    arena until the job is done, so that whoever comes to such a tile again finds it there, most likely in a nearby
+    cache; the rest is read for each pass.
     """
 
     sources: Sources
@@ -146,49 +148,47 @@ class Tiles:
     tile: int
     pool: Executor | None = None
     """Where the tiles of one tensor are worked on together; None: one after another, here."""
+    room: int = 0
+    """Bytes that a worker may keep."""
+    kept: dict[int, Inputs] = field(default_factory=dict)
+    """By their first coordinates the tiles that are kept, whoever keeps them."""
+    used: dict[int, int] = field(default_factory=dict)
+    """Bytes that each worker keeps."""
 
     def visit(self, do: Callable[[int, Inputs], R], share: float = 1.0) -> Iterator[tuple[int, R]]:
         """Read each tile, or a share of it, and call ``do`` on it."""
 
         def one(start: int) -> tuple[int, R]:
             stop = start + portion(min(self.tile, self.size - start), share)
-            if (there := self.sources.seen(self.reads, start, stop)) is not None:
-                return start, do(start, there)
-            widths = [-(-self.tile * read.tensor.dtype.bits // 8) for read in self.reads]
-            return start, do(start, self.sources.load(self.reads, start, stop, self.sources.arena.take(widths)))
+            return start, do(start, self._inputs(start, stop, share == 1.0))
 
         starts = range(0, self.size, self.tile)
         return map(one, starts) if self.pool is None else self.pool.map(one, starts)
 
+    def _inputs(self, start: int, stop: int, whole: bool) -> Inputs:
+        if (there := self.sources.seen(self.reads, start, stop)) is not None:
+            return there
+        if start in self.kept:
+            return tuple(values[: stop - start] for values in self.kept[start])
+        *buffers, room = self.sources.arena.take([*self._widths(self.tile), self.room])
+        worker = threading.get_ident()
+        begin, widths = self.used.get(worker, 0), self._widths(stop - start)
+        keeps = whole and begin + sum(widths) <= self.room
+        if keeps:
+            places = accumulate(widths, initial=begin)
+            buffers = [room[place : place + width] for place, width in zip(places, widths, strict=False)]
+        inputs = self.sources.load(self.reads, start, stop, buffers)
+        if keeps:
+            self.used[worker] = begin + sum(widths)
+            self.kept[start] = inputs
+        return inputs
 
-@dataclass(frozen=True)
-class Held(Tiles):
-    """The same over a tensor that is kept in the worker's arena until the job is done.
-
-    A tile is read when it is first gone over, so that whoever asked for it finds it in a nearby cache.
-    """
-
-    buffers: Sequence[Array] = ()
-    there: set[int] = field(default_factory=set)
-    """The first coordinates of the tiles that are held already."""
-
-    def visit(self, do: Callable[[int, Inputs], R], share: float = 1.0) -> Iterator[tuple[int, R]]:
-        """Call ``do`` on each tile of what is held, or on a share of it."""
-        for start in range(0, self.size, self.tile):
-            stop = start + portion(min(self.tile, self.size - start), share)
-            places = [
-                buffer[start * read.tensor.dtype.bits // 8 : -(-stop * read.tensor.dtype.bits // 8)]
-                for read, buffer in zip(self.reads, self.buffers, strict=True)
-            ]
-            if start not in self.there:
-                self.sources.load(self.reads, start, stop, places)
-                if share == 1.0:
-                    self.there.add(start)
-            inputs = tuple(typed(x, read.tensor.dtype.storage) for read, x in zip(self.reads, places, strict=True))
-            yield start, do(start, inputs)
+    def _widths(self, count: int) -> list[int]:
+        """The bytes of so many coordinates of each tensor, up to a cache line's end."""
+        return [-(-count * read.tensor.dtype.bits // (8 * LINE)) * LINE for read in self.reads]
 
 
-def tiles(plan: Plan, job: Job, reads: Sequence[Read], sources: Sources, hold: bool, pool: Executor | None) -> Tiles:
+def tiles(plan: Plan, job: Job, reads: Sequence[Read], sources: Sources, again: bool, pool: Executor | None) -> Tiles:
     """Choose how a job's tensors are gone over.
 
     Args:
@@ -196,14 +196,11 @@ def tiles(plan: Plan, job: Job, reads: Sequence[Read], sources: Sources, hold: b
         job: the job.
         reads: the tensors to go over, all of the job's shape.
         sources: the open files.
-        hold: whether several passes are needed, so that holding the tensors pays.
+        again: whether several passes are needed, so that keeping what was read pays.
         pool: where to work on the tiles of one tensor together, if that is wanted.
     """
     size = job.size
     # Of elements that share bytes so many more that a tile is a whole number of digests' blocks, as all others are.
     tile = plan.memory.tile * 8 // gcd(8, job.dtype.bits)
-    held = all((read.source, read.tensor.name) in sources.window for read in reads)
-    if not hold or held or job.bytes_read > plan.memory.resident or pool is not None:
-        return Tiles(sources, reads, size, tile, pool)
-    buffers = sources.arena.take([read.tensor.nbytes for read in reads])
-    return Held(sources, reads, size, tile, None, buffers)
+    room = plan.memory.resident if again else 0
+    return Tiles(sources, reads, size, tile, pool, room and room + LINE * len(reads))

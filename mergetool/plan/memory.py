@@ -1,4 +1,4 @@
-"""How a run is cut to its memory budget: workers, tiles, and which tensors are held while they are worked on."""
+"""How a run is cut to its memory budget: workers, tiles, and how much of a tensor is kept while it is worked on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SMALLEST_TILE = 1 << 18
 """Coordinates; every tile starts at a multiple of this, which digests and sums by blocks rely on."""
 LARGEST_TILE = 1 << 20
 PREFERRED_RESIDENT = 80 << 20
-"""Enough to hold a layer's matrix of a base and two sources of 7 B parameters; larger ones are read again."""
+"""Enough to keep a layer's matrix of a base and two sources of 1 B parameters; the rest of others is read again."""
 WRITERS = 2
 """Threads that wait for the disk while the workers go on; two keep it busy. Each holds a tile of a result."""
 BATCH_BYTES = 4 << 20

@@ -172,7 +172,7 @@ def _memory(plan: Plan) -> list[str]:
             ("peak", f"{size(memory.peak)} of a budget of {size(memory.budget)}"),
             ("workers", str(memory.workers)),
             ("tile", f"{memory.tile:,} weights at once for each worker"),
-            ("kept", f"the sources of a tensor up to {size(memory.resident)}; larger ones are read once per pass"),
+            ("kept", f"{size(memory.resident)} of a tensor's sources by each worker; the rest is read once per pass"),
         ]
     )
 

@@ -157,14 +157,14 @@ class Memory:
     tile: int
     """Coordinates computed at once by one worker."""
     resident: int
-    """A tensor whose sources take no more than this is read once and kept while it is measured and combined."""
+    """What a worker keeps of a tensor's sources while it is measured and combined; the rest is read for each pass."""
 
     def wide(self, job: Job) -> bool:
         """Whether all workers share the job's tiles."""
         return job.size > WIDE * self.tile and self.workers > 1
 
     def holds(self, job: Job) -> bool:
-        """Whether the job's sources are kept while it is worked on, so that they are read once."""
+        """Whether all of the job's sources are kept while it is worked on, so that they are read once."""
         return job.bytes_read <= self.resident and not self.wide(job)
 
 
