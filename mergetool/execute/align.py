@@ -27,6 +27,7 @@ from mergetool.checkpoint.identity import identity
 from mergetool.errors import CheckpointError, NonFinite, PlanError, Problem
 from mergetool.execute.align_data import Inputs
 from mergetool.execute.aligned import Aligned, Alignment
+from mergetool.execute.devices import product_on, torch_names
 from mergetool.execute.fact_folder import Facts
 from mergetool.execute.fact_making import Making, facts_folder
 from mergetool.execute.progress import Progress, Quiet
@@ -42,13 +43,19 @@ KIND = "alignment"
 
 
 def alignment(
-    plan: Plan, *, trust_code: bool = False, progress: Progress | None = None, root: Path | None = None
+    plan: Plan,
+    *,
+    trust_code: bool = False,
+    device: str = "cpu",
+    progress: Progress | None = None,
+    root: Path | None = None,
 ) -> Alignment:
     """Match every source that is read with the reference, or find what was matched before.
 
     Args:
         plan: of a recipe with ``align``.
         trust_code: whether the recipe's adapter may be run.
+        device: where models are run and their weights compared; the first of several with commas between.
         progress: is told how many bytes of weights are done.
         root: where folders of facts are kept; the cache by default.
 
@@ -67,7 +74,7 @@ def alignment(
     reference = places[recipe.reference]
     others = [places[label] for label in recipe.sources if places[label] != reference]
     groups = _common(plan.sources[reference], [plan.sources[i] for i in others], align)
-    inputs = Inputs(plan, align, plan.sources[reference], trust_code)
+    inputs = Inputs(plan, align, plan.sources[reference], trust_code, torch_names(device).partition(",")[0])
     found: dict[int, Aligned] = {}
     for i in others:
         found[i] = _aligned(plan.sources[i], groups, inputs, progress or Quiet(), root)
@@ -113,6 +120,7 @@ def _aligned(
         "reference": identity(reference.checkpoint),
         "other": identity(source.checkpoint),
         "align": settings,
+        "device": inputs.device.partition(":")[0],
     }
     if align.method == "activation_matching":
         made_of["data"] = [samples.digest for samples in inputs.samples]
@@ -161,9 +169,10 @@ def _matched(
 
     pair = inputs.reference, source
     if inputs.align.method == "weight_matching":
-        return by_weights(groups, weights, (pair[0].label, pair[1].label), inputs.align, progress)
+        product = product_on(inputs.device)
+        return by_weights(groups, weights, (pair[0].label, pair[1].label), inputs.align, product, progress)
     first, second = (
-        open_model(each.checkpoint.config, own, each.label, inputs.network)
+        open_model(each.checkpoint.config, own, each.label, inputs.network, inputs.device)
         for each, own in zip(pair, weights, strict=True)
     )
     batches = [batch for samples in inputs.samples for batch in samples.batches()]
@@ -181,7 +190,8 @@ def _checked(
     try:
         if not batches and not (batches := random_batches(config, inputs.align.seed)):
             return ("it is not known what the model could be run on, so the turned model was not checked",)
-        check(config, weights, source.label, groups, turning, batches, folder.path / "activations", inputs.network)
+        beside = folder.path / "activations"
+        check(config, weights, source.label, groups, turning, batches, beside, inputs.network, inputs.device)
     except (PlanError, CheckpointError) as error:
         if inputs.data:
             raise

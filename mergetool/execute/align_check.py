@@ -71,6 +71,7 @@ def check(
     batches: Sequence[Batch],
     folder: Path,
     network: Network | None = None,
+    device: str = "cpu",
 ) -> float:
     """Run a model and the same model turned, and compare what they put out.
 
@@ -86,6 +87,7 @@ def check(
         batches: the keyword inputs of each forward pass.
         folder: where activations are kept meanwhile.
         network: makes the network of a model that transformers does not know.
+        device: where the model is run.
 
     Returns:
         The largest difference of two outputs.
@@ -99,7 +101,7 @@ def check(
     stream = next((group.size for group in groups if group.kind == "residual"), None)
 
     def outputs(get: Get) -> list[Array]:
-        model = open_model(config, Arrays(weights.shapes, get), label, network)
+        model = open_model(config, Arrays(weights.shapes, get), label, network, device)
         found = _outputs(model, batches, folder)
         if stream is None or model.head is not None:
             return found

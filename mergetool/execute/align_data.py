@@ -26,12 +26,14 @@ class Inputs:
         align: its ``align``.
         reference: the model whose tokenizer reads texts.
         trust_code: whether the recipe's adapter may be run.
+        device: where models are run and their weights compared.
     """
 
     plan: Plan
     align: Align
     reference: Source
     trust_code: bool
+    device: str = "cpu"
 
     @cached_property
     def adapter(self) -> Adapter | None:

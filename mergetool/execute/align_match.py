@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergetool.anatomy import Group, Permutations
+from mergetool.execute.devices import Product, product_on
 from mergetool.execute.forward.arrays import Get, getter
 from mergetool.execute.forward.model import Model
 from mergetool.execute.forward.rows import Batch
@@ -30,6 +31,7 @@ def by_weights(
     weights: tuple[Weights, Weights],
     labels: tuple[str, str],
     align: Align,
+    product: Product,
     progress: Progress,
     fixed: Permutations | None = None,
 ) -> Matching:
@@ -40,6 +42,7 @@ def by_weights(
         weights: the reference's, and those of the model that is turned.
         labels: the models, for messages.
         align: how to match.
+        product: multiplies two matrices.
         progress: is told of every tensor that is read for the first time.
         fixed: permutations that are known already.
 
@@ -54,8 +57,9 @@ def by_weights(
     gets = [_told(getter(each, label), set(names), progress) for each, label in zip(weights, labels, strict=True)]
     try:
         return weight_matching(
-            groups, gets[0], gets[1], fixed=fixed, seed=align.seed, max_sweeps=align.max_sweeps, margin=align.margin
-        )
+            groups, gets[0], gets[1], fixed=fixed, seed=align.seed, max_sweeps=align.max_sweeps, margin=align.margin,
+            product=product,
+        )  # fmt: skip
     finally:
         progress.close()
 
@@ -110,7 +114,8 @@ def by_activations(
     if all(group.name in permutations for group in groups):
         return first
     labels = models[0].label, models[1].label
-    rest = by_weights(groups, (models[0].weights, models[1].weights), labels, align, progress, permutations)
+    weights, product = (models[0].weights, models[1].weights), product_on(str(models[0].device))
+    rest = by_weights(groups, weights, labels, align, product, progress, permutations)
     matches = {match.group: match for match in (*first.matches, *rest.matches)}
     ordered = tuple(matches[group.name] for group in groups if group.name in matches)
     return Matching(rest.permutations, ordered, max(first.sweeps, rest.sweeps))

@@ -89,7 +89,7 @@ def work(
     fixed = bound(plan, job)
     if METHODS[job.method].reach == "matrix":
         seen = _Seen(sink)
-        bad = solve(plan, job, fixed, sources, known, seen)
+        bad = solve(plan, job, fixed, sources, known, seen, backend.matrices)
         return Outcome(combine(seen.digests), bad)
     over = tiles(plan, job, job.reads, sources, looks(fixed, job.facts), pool)
     ahead = {name: facts[job.method, name] for name in job.facts}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,20 +19,23 @@ from mergetool.methods import METHODS
 from mergetool.methods.apply import Bound
 from mergetool.plan import Job, Plan
 
+if TYPE_CHECKING:
+    import torch
+
 Matrix = NDArray[np.float64]
 
 
-class _Lazy(Sequence[Matrix]):
+class _Lazy(Sequence["torch.Tensor"]):
     """Matrices that are made when they are asked for, so that one is held at a time."""
 
-    def __init__(self, count: int, make: Callable[[int], Matrix]) -> None:
+    def __init__(self, count: int, make: Callable[[int], torch.Tensor]) -> None:
         self._count = count
         self._make = make
 
     @overload
-    def __getitem__(self, place: int) -> Matrix: ...
+    def __getitem__(self, place: int) -> torch.Tensor: ...
     @overload
-    def __getitem__(self, place: slice) -> Sequence[Matrix]: ...
+    def __getitem__(self, place: slice) -> Sequence[torch.Tensor]: ...
     def __getitem__(self, place: Any) -> Any:
         return self._make(place)
 
@@ -40,38 +43,52 @@ class _Lazy(Sequence[Matrix]):
         return self._count
 
 
-def solve(plan: Plan, job: Job, fixed: Bound, sources: Sources, known: Known, sink: Sink) -> dict[str, int]:
+def solve(
+    plan: Plan, job: Job, fixed: Bound, sources: Sources, known: Known, sink: Sink, device: str
+) -> dict[str, int]:
     """Make a tensor by a method of reach ``matrix``; how many of its weights are not finite, by source.
+
+    Args:
+        plan: the plan.
+        job: one of its jobs.
+        fixed: the method with its parameters.
+        sources: the open files.
+        known: the Gram matrices.
+        sink: takes the result.
+        device: where the matrix is solved, as torch names it.
 
     Raises:
         RunError: the method needs a Gram matrix that was not measured, or one of another size.
     """
+    import torch
+
     (name,) = METHODS[job.method].facts
     bad: Counter[str] = Counter()
     count = len(job.reads)
     seen = _axis(known, job, name)
     axis = (len(job.shape) - 1 if seen is None else seen) % len(job.shape)
 
-    def value(i: int) -> Matrix:
+    def value(i: int) -> torch.Tensor:
         read = job.reads[i]
         raw = aligned(read.tensor.nbytes)
         (flat,) = sources.load([read], 0, job.size, [raw])
         wide = widen(flat, read.tensor.dtype.name).reshape(job.shape)
         if (wrong := int(np.count_nonzero(~np.isfinite(wide)))) > 0:
             bad[plan.sources[read.source].label] = wrong
-        return np.moveaxis(wide, axis, -1)
+        return torch.from_numpy(wide).to(device).movedim(axis, -1)
 
-    def gram(i: int) -> Matrix:
+    def gram(i: int) -> torch.Tensor:
         if seen is None:  # what has seen no inputs counts all of them alike: the mean
-            return np.eye(job.shape[axis])
+            return torch.eye(job.shape[axis], dtype=torch.float64, device=device)
         found = known.matrix(job, name, i)
         if found is None or found.values.shape[-1] != job.shape[axis]:
             label = plan.sources[job.reads[i].source].label
             raise RunError(f"no Gram matrix of the inputs of `{job.name}` was measured", label, "see `mergetool facts`")
-        return found.values
+        return torch.from_numpy(np.ascontiguousarray(found.values)).to(device)
 
     arguments = {key: fixed.parameters[key] for key in fixed.parameters}
-    result = np.moveaxis(METHODS[job.method](_Lazy(count, value), _Lazy(count, gram), **arguments), -1, axis)
+    solved = METHODS[job.method](_Lazy(count, value), _Lazy(count, gram), **arguments)
+    result: Matrix = solved.movedim(-1, axis).cpu().numpy()
     if (edit := known.edit(job)) is not None:
         result = edit(result)
     if not bad:

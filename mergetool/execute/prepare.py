@@ -62,7 +62,7 @@ def prepare(
     if plan.recipe.align is not None:
         from mergetool.execute.align import alignment
 
-        aligned = alignment(plan, trust_code=trust_code, progress=shown, root=root)
+        aligned = alignment(plan, trust_code=trust_code, device=device, progress=shown, root=root)
         found = aligned.sources
         moved = {i: each for i, each in found.items() if each.moved}
         orders = {i: each.facts.path.name for i, each in moved.items()}

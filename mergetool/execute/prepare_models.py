@@ -13,6 +13,7 @@ from typing import Any
 from mergetool.anatomy import Turning
 from mergetool.checkpoint.identity import identity
 from mergetool.execute.calibration_adapter import Adapter
+from mergetool.execute.devices import torch_names
 from mergetool.execute.forward.arrays import turned_weights
 from mergetool.execute.forward.model import Model, open_model
 from mergetool.execute.forward.places import is_transposed, places
@@ -83,7 +84,7 @@ class Sources:
     def opened(self, config: Mapping[str, Any], weights: Weights, label: str) -> Model:
         """A model of a config, by the adapter's network where there is one; as :meth:`model`."""
         network = None if self.adapter is None else self.adapter.network
-        return open_model(config, weights, label, network, self.device)
+        return open_model(config, weights, label, network, torch_names(self.device))
 
     def made_of(self, source: int) -> dict[str, Any]:
         """What tells a source as it is merged from others: its files, its order, and what makes its network."""

@@ -13,6 +13,7 @@ import torch
 from mergetool.anatomy import Part
 from mergetool.errors import MissingTensor, PlanError
 from mergetool.execute.calibration import Samples
+from mergetool.execute.devices import torch_names
 from mergetool.execute.fact_folder import Facts
 from mergetool.execute.fact_making import Making, facts_folder
 from mergetool.execute.forward.weights import Weights, refuse_nonfinite
@@ -188,7 +189,7 @@ def _made(
             slots=_slots(model.anatomy.parts, needed, jobs, settings, transposed(model)),
             base=None if base is None else (plan.sources[base].label, views[base]),
             places=places,
-            device=sources.device.partition(",")[0],
+            device=torch_names(sources.device).partition(",")[0],
         )
         every = [[row for rows in each for row in rows] for each in data]
         trained = _trained(models, every, settings, found, progress)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import numpy as np
-
 from mergetool.methods.declare import Bounds, Doc, Fraction, method
 from mergetool.methods.shared import Weight, weights_sum
 
@@ -57,24 +55,25 @@ def regmean(
         merged = (Σ weight[i] · value[i] · G'[i] + r · mean) (Σ weight[i] · G'[i] + r · I)⁻¹
         r = ridge · mean diagonal of Σ weight[i] · G[i]
 
-    ``value[i]`` is float64 [..., out, in] and ``gram[i]`` [..., in, in].
+    ``value[i]`` is a float64 tensor of torch's [..., out, in], and ``gram[i]`` [..., in, in].
     """
+    import torch
+
     inner: Any = 0.0
     target: Any = 0.0
     mean: Any = 0.0
     shares = 0.0
     for i in range(len(value)):
         each, seen = value[i], gram[i]
-        diagonal = np.einsum("...ii->...i", seen)
         scaled = seen * off_diagonal
-        np.einsum("...ii->...i", scaled)[...] = diagonal
+        scaled.diagonal(dim1=-2, dim2=-1).copy_(seen.diagonal(dim1=-2, dim2=-1))
         inner = inner + weight[i] * scaled
         target = target + weight[i] * (each @ scaled)
         mean = mean + weight[i] * each
         shares += weight[i]
     mean = mean / shares
-    least = ridge * np.einsum("...ii->...", inner) / inner.shape[-1]
-    least = np.where(least > 0.0, least, 1.0)[..., None, None]  # inputs that were zero everywhere: the mean
-    inner = inner + least * np.eye(inner.shape[-1])
+    least = ridge * inner.diagonal(dim1=-2, dim2=-1).mean(-1)
+    least = torch.where(least > 0.0, least, 1.0)[..., None, None]  # inputs that were zero everywhere: the mean
+    inner.diagonal(dim1=-2, dim2=-1).add_(least[..., 0])
     target = target + least * mean
-    return np.linalg.solve(np.swapaxes(inner, -1, -2), np.swapaxes(target, -1, -2)).swapaxes(-1, -2)
+    return torch.linalg.solve(inner, target, left=False)

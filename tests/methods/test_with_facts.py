@@ -6,14 +6,14 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+import torch
+from backends import BACKENDS
 
 from mergetool.errors import RecipeError
 from mergetool.execute.known import Extra
 from mergetool.kernels import compile
-from mergetool.kernels.arrays import NumpyArrays
 from mergetool.kernels.backend import Layout
 from mergetool.kernels.rounding import narrow, widen
-from mergetool.kernels.torch_arrays import TorchArrays
 from mergetool.methods import METHODS
 from mergetool.methods.apply import bind, combiner
 from mergetool.methods.bare import merge_tensors
@@ -21,7 +21,6 @@ from mergetool.methods.bare import merge_tensors
 COORDINATE = ("dam", "fisher", "greedy_soup")
 MATRIX = ("regmean",)
 SHAPE = (37, 101)
-BACKENDS = {"compiled": compile, "numpy": NumpyArrays(), "torch": TorchArrays("cpu")}
 
 
 def test_every_method_with_facts_is_tested_here():
@@ -183,6 +182,12 @@ def regmean_naively(values, grams, weight, off_diagonal, ridge):
     return np.array(rows)
 
 
+def solved(values, grams, **options):
+    """RegMean of NumPy's matrices."""
+    values, grams = ([torch.from_numpy(each) for each in every] for every in (values, grams))
+    return METHODS["regmean"](values, grams, **options).numpy()
+
+
 def seen(random, tokens, inputs):
     x = random.normal(size=(tokens, inputs)) @ random.normal(size=(inputs, inputs))
     return x.T @ x / tokens
@@ -195,7 +200,7 @@ def test_regmean_is_the_papers_formula(tokens, off_diagonal, ridge):
     values = [random.normal(size=(6, 12)) for _ in range(3)]
     grams = [seen(random, tokens, 12) for _ in values]
     weight = (1.0, 0.5, 2.0)
-    found = METHODS["regmean"](values, grams, weight=weight, off_diagonal=off_diagonal, ridge=ridge)
+    found = solved(values, grams, weight=weight, off_diagonal=off_diagonal, ridge=ridge)
     expected = regmean_naively(values, grams, weight, off_diagonal, ridge)
     np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-9)
 
@@ -204,14 +209,14 @@ def test_regmean_keeps_what_each_source_does_where_their_inputs_do_not_meet():
     random = np.random.default_rng(6)
     values = [random.normal(size=(4, 10)) for _ in range(2)]
     first, second = np.diag([1.0] * 5 + [0.0] * 5), np.diag([0.0] * 5 + [1.0] * 5)
-    found = METHODS["regmean"](values, [first, second], weight=(1.0, 1.0), off_diagonal=1.0, ridge=1e-9)
+    found = solved(values, [first, second], weight=(1.0, 1.0), off_diagonal=1.0, ridge=1e-9)
     np.testing.assert_allclose(found, np.hstack([values[0][:, :5], values[1][:, 5:]]), atol=1e-7)
 
 
 def test_regmean_of_inputs_that_nobody_saw_is_the_mean():
     random = np.random.default_rng(7)
     values = [random.normal(size=(4, 3)) for _ in range(2)]
-    found = METHODS["regmean"](values, [np.zeros((3, 3))] * 2, weight=(1.0, 3.0), off_diagonal=0.9, ridge=1e-6)
+    found = solved(values, [np.zeros((3, 3))] * 2, weight=(1.0, 3.0), off_diagonal=0.9, ridge=1e-6)
     np.testing.assert_allclose(found, 0.25 * values[0] + 0.75 * values[1])
 
 
@@ -220,7 +225,7 @@ def test_regmean_solves_stacked_experts_one_by_one():
     values = [random.normal(size=(3, 4, 5)) for _ in range(2)]
     grams = [np.stack([seen(random, 50, 5) for _ in range(3)]) for _ in values]
     options = {"weight": (1.0, 1.0), "off_diagonal": 0.9, "ridge": 1e-6}
-    found = METHODS["regmean"](values, grams, **options)
+    found = solved(values, grams, **options)
     for e in range(3):
-        one = METHODS["regmean"]([v[e] for v in values], [g[e] for g in grams], **options)
+        one = solved([v[e] for v in values], [g[e] for g in grams], **options)
         np.testing.assert_allclose(found[e], one, rtol=1e-12)
