@@ -7,11 +7,14 @@ from collections.abc import Callable, Sequence
 from itertools import cycle
 from typing import Any
 
+import numpy as np
+
 from mergetool.errors import PlanError
 from mergetool.execute.buffers import Bytes, aligned
-from mergetool.kernels.backend import THRESHOLDS, Backend, Layout, Text, compiled
+from mergetool.kernels.backend import THRESHOLDS, Array, Backend, Layout, Text, compiled, with_torch
 
 Kernel = Callable[..., Any]
+Product = Callable[[Array, Array], Array]
 
 
 class Several:
@@ -26,6 +29,11 @@ class Several:
         self._backends = backends
         self._own = threading.local()
         self._guard = threading.Lock()
+
+    @property
+    def matrices(self) -> str:
+        """Where whole matrices are solved, one after the other: the first device."""
+        return self._backends[0].matrices
 
     def _mine(self) -> int:
         """The backend of the worker that asks."""
@@ -82,9 +90,7 @@ def backend_for(device: str) -> Backend:
         if not number.isdigit() or int(number) >= count:
             have = f"there are {count} GPUs" if count else "torch finds no GPU here"
             raise PlanError(f"cannot use `{device}`: {have}", "--device", "use `--device cpu`")
-    from mergetool.kernels.torch_arrays import TorchArrays
-
-    return TorchArrays(name)
+    return with_torch(name)
 
 
 def memory_for(device: str) -> Callable[[int], Bytes]:
@@ -102,3 +108,22 @@ def memory_for(device: str) -> Callable[[int], Bytes]:
         return buffer
 
     return pinned
+
+
+def torch_names(device: str) -> str:
+    """Devices as torch names them, with commas between, for models that are run: ``cpu`` for ``torch:cpu``."""
+    return ",".join(name.strip().removeprefix("torch:") for name in device.split(","))
+
+
+def product_on(device: str) -> Product:
+    """What multiplies two float32 matrices on a device; on the CPU without torch."""
+    if device == "cpu":
+        return np.matmul
+    import torch
+
+    def product(left: Array, right: Array) -> Array:
+        first, second = (torch.from_numpy(np.ascontiguousarray(side)).to(device) for side in (left, right))
+        found: Array = (first @ second).cpu().numpy()
+        return found
+
+    return product

@@ -35,6 +35,9 @@ class NumpyArrays:
 
     names: dict[str, Any] = {name: getattr(language, name) for name in language.NAMES}  # noqa: RUF012 - constant
 
+    matrices = "cpu"
+    """Where whole matrices are solved."""
+
     def lane(self) -> AbstractContextManager[Any]:
         """What a worker's kernels run in."""
         return nullcontext()

@@ -46,6 +46,10 @@ class Backend(Protocol):
     source. ``start`` is the first coordinate of a tile in its tensor, ``keys`` the random keys of the sources.
     """
 
+    @property
+    def matrices(self) -> str:
+        """The device of torch that whole matrices are solved on."""
+
     def combine(
         self, text: Text, tensors: tuple[str, ...], arguments: tuple[str, ...], layout: Layout
     ) -> Callable[..., int]:
@@ -78,6 +82,25 @@ def compiled() -> Backend:
     compile.ready()
     module: ModuleType = compile
     return module
+
+
+def with_torch(device: str) -> Backend:
+    """The kernels of a device as torch names it: compiled for it where there is ``cuda.core``, else torch's own.
+
+    Torch's take as many passes over a tile as a text has operations, and add sums up in an order of their own.
+    """
+    import torch
+
+    if torch.device(device).type == "cuda" and torch.version.hip is None:
+        try:
+            from mergetool.kernels.cuda import Cuda
+        except ImportError:
+            pass
+        else:
+            return Cuda(device)
+    from mergetool.kernels.torch_arrays import TorchArrays
+
+    return TorchArrays(device)
 
 
 def blocks(size: int) -> int:

@@ -46,6 +46,18 @@ LINE = 64
 """Bytes of a line of the cache, and of the widest vector: vectors that lie across two lines cost a quarter more."""
 
 
+LANES = 4096
+"""Sums kept side by side, so that a vector of any width adds up the same numbers in the same order; of all terms."""
+
+
+def lanes_of(terms: int) -> int:
+    """The sums kept side by side of each term, which the lower half takes from the upper half in the end.
+
+    Few enough of many terms to stay in the processor's nearest cache, or in what a block of a GPU's threads shares.
+    """
+    return LANES >> max(2, (terms - 1).bit_length())
+
+
 def room(count: int, dtype: type[np.generic]) -> Array:
     """Memory for so many numbers that a kernel works in, from the beginning of a line of the cache on."""
     wide = np.dtype(dtype).itemsize

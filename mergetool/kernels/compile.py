@@ -11,15 +11,17 @@ from typing import Any
 import numpy as np
 
 from mergetool.kernels.backend import BLOCK, Array, Layout, measure_names
-from mergetool.kernels.calling import HEAD, KINDS, address, addresses, filled, room, tiles_of
+from mergetool.kernels.calling import HEAD, KINDS, address, addresses, filled, lanes_of, room, tiles_of
 from mergetool.kernels.magnitudes import above, between
 from mergetool.kernels.objects import Entry, entry, once, ready
 from mergetool.kernels.text import called, plain
 
-__all__ = ["above", "between", "combine", "ready", "sums"]
+__all__ = ["above", "between", "combine", "matrices", "ready", "sums"]
 
 PIECE = 2048
 """Coordinates for which random numbers are drawn at once, so that they stay in the nearest cache."""
+matrices = "cpu"
+"""Where whole matrices are solved."""
 WORDS = PIECE // 2 + 8
 """Room for the pairs of draws that a run of PIECE coordinates touches, one more than half if it begins with the second
 of a pair; whole lines of the cache."""
@@ -220,8 +222,6 @@ def kernel(start, size, {tiles}, partial, lanes, keys, pairs, words, numbers):
             partial[block * {terms} + i] = lanes[i * {stride}]
     return 0
 """
-LANES = 4096
-"""Sums kept side by side, so that a vector of any width adds up the same numbers in the same order; of all terms."""
 APART = 72
 """Numbers between the sums of one term and the next's: processors take places a page apart for the same for a while."""
 
@@ -235,7 +235,7 @@ def sums(
     The kernel fills ``partial``, float64 of shape [blocks, terms], with the sums over each :data:`BLOCK` of the tile.
     """
     tiles = tiles_of(layout)
-    lanes = LANES >> max(2, (terms - 1).bit_length())  # few enough of many terms to stay in the nearest cache
+    lanes = lanes_of(terms)
     stride = lanes + APART
 
     @once

@@ -71,6 +71,7 @@ class TorchArrays(NumpyArrays):
 
     def __init__(self, device: str) -> None:
         self.device = torch.device(device)
+        self.matrices = str(self.device)
         self._own = threading.local()
 
     def lane(self) -> AbstractContextManager[Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from mergetool.errors import CheckpointError, Problem, RecipeError, ShapeMismatch
-from mergetool.kernels.backend import Array, Layout, compiled
+from mergetool.kernels.backend import Array, Layout, compiled, with_torch
 from mergetool.kernels.rounding import READABLE, WRITABLE
 from mergetool.methods.apply import bind, combiner, measure, portion
 from mergetool.methods.declare import Cut, Method
@@ -196,9 +196,7 @@ def _backend(like: Any) -> Any:
     device = getattr(like, "device", None)
     if getattr(device, "type", "cpu") == "cpu":
         return compiled()
-    from mergetool.kernels.torch_arrays import TorchArrays
-
-    return TorchArrays(str(device))
+    return with_torch(str(device))
 
 
 def _like(out: Array, like: Any) -> Any:

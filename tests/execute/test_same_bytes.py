@@ -11,6 +11,7 @@ from itertools import product
 import numpy as np
 import oracles
 import pytest
+from backends import DEVICES
 from plan.models import normal, planned, save
 
 from execute.conftest import contents, tensors
@@ -92,7 +93,7 @@ def test_a_whole_model_of_several_tiles_is_the_oracles(folder, tmp_path, monkeyp
             np.testing.assert_array_equal(found, merged[name])
 
 
-@pytest.mark.parametrize("device", ["torch:cpu", "torch:cpu,torch:cpu", "cpu,torch:cpu"])
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_gpus_code_gives_the_bytes_of_the_compiled_code(folder, tmp_path, recipe, device):
     plan = planned(folder, RECIPES[recipe])

@@ -9,13 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from backends import BACKENDS
 
 from mergetool.kernels import compile, objects
-from mergetool.kernels.arrays import NumpyArrays
 from mergetool.kernels.backend import FEW_THRESHOLDS, Layout
 from mergetool.kernels.language import maximum, minimum, sign, sqrt, where
 from mergetool.kernels.text import called, keyword_arguments, plain, positional_arguments
-from mergetool.kernels.torch_arrays import TorchArrays
 from mergetool.methods import METHODS
 from mergetool.methods.bare import merge_tensors
 from mergetool.methods.declare import REQUIRED
@@ -342,14 +341,14 @@ def words(value):
 def test_every_word_of_the_language_means_the_same_in_every_binding():
     values = np.concatenate([np.random.default_rng(0).normal(size=1000), [0.0, 1.0, np.sqrt(2.0), 0.5, np.nan, np.inf]])
     results, bad = [], []
-    for backend in (compile, NumpyArrays(), TorchArrays("cpu")):
+    for backend in BACKENDS.values():
         out = np.empty_like(values)
         kernel = backend.combine(words, ("value",), (), Layout(False, ("F64",), "F64"))
         bad.append(kernel(0, (values,), out, (np.uint64(0),)))
         results.append(out)
-    np.testing.assert_array_equal(results[0], results[1])
-    np.testing.assert_array_equal(results[0], results[2])
-    assert bad == [2, 2, 2]
+    for result in results[1:]:
+        np.testing.assert_array_equal(results[0], result)
+    assert set(bad) == {2}
 
 
 def with_numba(name):

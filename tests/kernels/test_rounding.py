@@ -4,14 +4,11 @@ import numpy as np
 import oracles
 import pytest
 import torch
+from backends import BACKENDS
 
-from mergetool.kernels import compile
-from mergetool.kernels.arrays import NumpyArrays
 from mergetool.kernels.backend import Layout
 from mergetool.kernels.rounding import OVERFLOW
-from mergetool.kernels.torch_arrays import TorchArrays
 
-BACKENDS = {"compiled": compile, "numpy": NumpyArrays(), "torch": TorchArrays("cpu")}
 STORAGE = {"F64": np.float64, "F32": np.float32, "BF16": np.uint16, "F16": np.uint16}
 ROUND = {
     "F32": oracles.round_to_float32,

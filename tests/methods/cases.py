@@ -6,19 +6,16 @@ from typing import Any
 import numpy as np
 import oracles
 import torch
+from backends import BACKENDS
 
-from mergetool.kernels import compile
-from mergetool.kernels.arrays import NumpyArrays
 from mergetool.kernels.backend import BLOCK, Layout
 from mergetool.kernels.rounding import narrow, widen
-from mergetool.kernels.torch_arrays import TorchArrays
 from mergetool.methods import METHODS
 from mergetool.methods.apply import bind, combiner, measure, portion
 from mergetool.methods.declare import Method
 
 torch.set_num_threads(1)  # tiles are small, and other tests run beside these
 
-BACKENDS = {"compiled": compile, "numpy": NumpyArrays(), "torch": TorchArrays("cpu")}
 STORAGE = {"F64": np.float64, "F32": np.float32, "BF16": np.uint16, "F16": np.uint16}
 SOURCES = 3
 """As many as tests merge where a method has no fixed number, so that they share compiled kernels."""
