@@ -34,7 +34,13 @@ HELP = {
     "scaling": "1.1 B, 4 B and one tensor of half a billion weights",
     "workers": "one, two and three workers",
     "small": "many small tensors",
+    "cores": "from one worker to as many as there are cores, for machines of many; not part of --all",
+    "gpu": "a GPU: its link, kernels and merges on it, and whether they make what the CPU makes; not part of --all",
 }
+
+
+ELSEWHERE = ("cores", "gpu")
+"""The sections that are for other machines than the rest."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -52,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--cold", action="store_true", help="compare with nothing in the page cache too")
     made.add_argument("--write", action="store_true", help="write docs/benchmarks.* and the README's table")
     made.add_argument("--render", action="store_true", help="measure nothing, write the page and plots again")
+    made.add_argument("--take", type=Path, metavar="FOLDER", help="take sections that were written elsewhere --into it")
     made.add_argument("--into", type=Path, metavar="FOLDER", help="write there, and leave docs and README alone")
     made.add_argument("--note", default="", help="what readers of these figures should know")
     return made
@@ -59,9 +66,9 @@ def parser() -> argparse.ArgumentParser:
 
 def wanted(args: argparse.Namespace) -> list[str]:
     """The sections that were asked for."""
-    if args.render:
+    if args.render or args.take:
         return []
-    asked = [name for name in HELP if args.all or getattr(args, name)]
+    asked = [name for name in HELP if getattr(args, name) or (args.all and name not in ELSEWHERE)]
     return asked or ["compare"]
 
 
@@ -120,8 +127,8 @@ def main() -> None:
         print(f"\n{module.page(section)}\n", flush=True)
         if args.write or args.into:
             save(args, {name: section})
-    if args.render:
-        save(args, {})
+    if args.render or args.take:
+        save(args, report.read(args.take) if args.take else {})
 
 
 if __name__ == "__main__":

@@ -5,15 +5,16 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cache, partial
 from itertools import product
 from typing import Any
 
 import numpy as np
 
-from mergetool.execute.buffers import aligned, typed
+from mergetool.execute.buffers import Bytes, aligned, typed
 from mergetool.facts.magnitude import LARGEST_GATHER
-from mergetool.kernels.backend import THRESHOLDS, Array, Layout, blocks, compiled
+from mergetool.kernels.backend import THRESHOLDS, Array, Backend, Layout, blocks, compiled
 from mergetool.kernels.rounding import narrow, widen
 from mergetool.kernels.text import positional_arguments
 from mergetool.methods import METHODS, Method
@@ -37,18 +38,33 @@ Timed = Callable[[], object]
 """One call of a kernel over one tile."""
 
 
-def inputs(kind: str, count: int) -> tuple[Array, ...]:
+@dataclass(frozen=True)
+class Place:
+    """Where kernels are timed."""
+
+    backend: Backend = field(default_factory=compiled)
+    allocate: Callable[[int], Bytes] = aligned
+    """Makes the buffers that tiles lie in."""
+
+
+def inputs(kind: str, count: int, place: Place) -> tuple[Array, ...]:
     """A tile of a base and of ``count`` fine-tunes of it, half of whose coordinates are the base's."""
     tiles = []
-    base = np.random.default_rng(0).standard_normal(LARGEST_TILE) * 0.02
     for source in range(count + 1):
-        rng = np.random.default_rng([1, source])
-        delta = rng.standard_normal(LARGEST_TILE) * 0.001 * (rng.random(LARGEST_TILE) < 0.5) * (source > 0)
-        raw = narrow(base + delta, kind)
-        tile = typed(aligned(raw.nbytes), dtype(kind).storage)
+        raw = _weights(kind, source)
+        tile = typed(place.allocate(raw.nbytes), dtype(kind).storage)
         tile[...] = raw
         tiles.append(tile)
     return tuple(tiles)
+
+
+@cache
+def _weights(kind: str, source: int) -> Array:
+    """The weights of the base, which is source 0, or of a fine-tune of it."""
+    base = np.random.default_rng(0).standard_normal(LARGEST_TILE) * 0.02
+    rng = np.random.default_rng([1, source])
+    delta = rng.standard_normal(LARGEST_TILE) * 0.001 * (rng.random(LARGEST_TILE) < 0.5) * (source > 0)
+    return narrow(base + delta, kind)
 
 
 def chosen(method: Method, count: int, choices: Mapping[str, Any]) -> Bound:
@@ -68,36 +84,36 @@ def chosen(method: Method, count: int, choices: Mapping[str, Any]) -> Bound:
     return bind(method, parameters, 0, [str(i) for i in range(count)], "weight")
 
 
-def combining(method: Method, count: int, kind: str) -> Timed:
+def combining(method: Method, count: int, kind: str, place: Place) -> Timed:
     """A call of a method's kernel on one tile, its measures known."""
     based = method.base == "required"
-    tiles = inputs(kind, count)[not based :]
+    tiles = inputs(kind, count, place)[not based :]
     extras = [np.random.default_rng(i).random(LARGEST_TILE, np.float32) for i in range(count * len(method.facts))]
-    layout, backend = Layout(based, (kind,) * len(tiles), kind, tuple(method.facts)), compiled()
+    layout = Layout(based, (kind,) * len(tiles), kind, tuple(method.facts))
     bound = chosen(method, count, {})
-    known = measured(bound, layout, LARGEST_TILE, lambda do, share=1.0: [(0, do(0, tiles))], backend)
-    kernel = combiner(bound, layout, known, backend)
-    out = typed(aligned(tiles[0].nbytes), dtype(kind).storage)
+    known = measured(bound, layout, LARGEST_TILE, lambda do, share=1.0: [(0, do(0, tiles))], place.backend)
+    kernel = combiner(bound, layout, known, place.backend)
+    out = typed(place.allocate(tiles[0].nbytes), dtype(kind).storage)
     return lambda: kernel(0, (*tiles, *extras), out)
 
 
-def summing(method: Method, wanted: Sums, count: int, kind: str) -> Timed:
+def summing(method: Method, wanted: Sums, count: int, kind: str, place: Place) -> Timed:
     """A call of the kernel of a measure that is made of sums."""
     based = method.base == "required"
-    tiles = inputs(kind, count)[not based :]
+    tiles = inputs(kind, count, place)[not based :]
     bound = chosen(method, count, {})
     names, values = bound.numbers(wanted.terms)
     tensors = positional_arguments(wanted.terms)
     zeros: list[Any] = [0.0 if tensor == "base" else (0.0,) * count for tensor in tensors]
     terms = len(wanted.terms(*zeros, **dict(zip(names, values, strict=True))))
-    kernel = compiled().sums(wanted.terms, tensors, names, Layout(based, (kind,) * len(tiles)), terms)
+    kernel = place.backend.sums(wanted.terms, tensors, names, Layout(based, (kind,) * len(tiles)), terms)
     table_of_sums = np.zeros((blocks(LARGEST_TILE), terms))
     return lambda: kernel(0, tiles, table_of_sums, bound.key_words, *values)
 
 
-def looking(which: str, count: int, kind: str) -> Timed:
+def looking(which: str, count: int, kind: str, place: Place) -> Timed:
     """A call of `above`, thresholds around a cut, or of `between`, few magnitudes inside."""
-    tiles = inputs(kind, count)
+    tiles = inputs(kind, count, place)
     layout = Layout(True, (kind,) * len(tiles))
     wide = [widen(tile, kind) for tile in tiles]
     ranked = [np.sort(np.abs(value - wide[0]).astype(np.float32).view(np.uint32))[::-1] for value in wide[1:]]
@@ -105,11 +121,11 @@ def looking(which: str, count: int, kind: str) -> Timed:
     if which == "above":
         near = [cut + LARGEST_TILE * step // 1000 for step in range(THRESHOLDS)]
         thresholds, counts = np.array([row[near] for row in ranked]), np.zeros((count, THRESHOLDS), np.int64)
-        kernel = compiled().above(layout)
+        kernel = place.backend.above(layout)
         return lambda: kernel(tiles, thresholds, counts)
     low, high = (np.array([row[place] for row in ranked]) for place in (cut, cut - (LARGEST_TILE >> 10)))
     found, used = np.empty((count, LARGEST_GATHER), np.uint32), np.zeros(count, np.int64)
-    kernel = compiled().between(layout)
+    kernel = place.backend.between(layout)
 
     def gather() -> None:
         used[:] = 0
@@ -118,8 +134,8 @@ def looking(which: str, count: int, kind: str) -> Timed:
     return gather
 
 
-def kernels() -> Iterator[tuple[str, int | None, Callable[[int, str], Timed]]]:
-    """Every kernel: its name, the most sources it takes, and what makes a call of it for a number and a dtype."""
+def kernels() -> Iterator[tuple[str, int | None, Callable[[int, str, Place], Timed]]]:
+    """Every kernel: its name, the most sources it takes, and what makes a call for a number, a dtype and a place."""
     seen: set[int] = set()
     for name, method in METHODS.items():
         if method.reach != "coordinate":
@@ -148,9 +164,10 @@ def timed(call: Timed, elements: int) -> dict[str, float]:
 def measure(bench: Bench) -> dict[str, Any]:
     """Time every kernel over one tile, again and again."""
     found: dict[str, dict[str, dict[str, float]]] = {}
+    place = Place()
     for name, most, make in kernels():
         for kind, count in product(DTYPES, sorted({min(count, most or count) for count in SOURCES})):
-            took = timed(make(count, kind), LARGEST_TILE * count)
+            took = timed(make(count, kind, place), LARGEST_TILE * count)
             found.setdefault(name, {})[column(kind, count)] = took
             print(f"{name:24} {column(kind, count):16} {took['median']:.3f} ns", flush=True)
     return {"settings": {"tile": LARGEST_TILE, "calls": REPEATS, "density": KEPT}, "ns": found}

@@ -12,7 +12,7 @@ from textwrap import fill
 from types import ModuleType
 from typing import Any
 
-from . import compare, kernels, profile, scaling, small, workers
+from . import compare, cores, gpu, kernels, profile, scaling, small, workers
 
 SECTIONS: Mapping[str, tuple[str, ModuleType]] = {
     "compare": ("Against mergekit and against the floor", compare),
@@ -20,7 +20,9 @@ SECTIONS: Mapping[str, tuple[str, ModuleType]] = {
     "kernels": ("Kernels", kernels),
     "scaling": ("Larger models", scaling),
     "workers": ("Workers", workers),
+    "cores": ("Workers on many cores", cores),
     "small": ("Small tensors", small),
+    "gpu": ("A GPU", gpu),
 }
 """The sections in the page's order: title, and the module that measures one and writes its part of the page."""
 NUMBERS, PAGE = "benchmarks.json", "benchmarks.md"

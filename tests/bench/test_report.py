@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from . import compare, kernels, markdown, profile, report, scaling, small, workers
-from .__main__ import command, parser, wanted
+from .__main__ import ELSEWHERE, command, parser, wanted
 from .work import RECIPES, ROOT, Bench, Work, rotated
 
 MADE = {"command": "python -m tests.bench", "date": "2020-02-02", "machine": "2 cores", "versions": {"numba": "1"}}
@@ -230,7 +230,9 @@ def test_contestants_take_turns_at_being_first():
 def test_sections_are_asked_for_one_by_one_or_all():
     assert wanted(parser().parse_args([])) == ["compare"]
     assert wanted(parser().parse_args(["--small", "--kernels"])) == ["kernels", "small"]
-    assert wanted(parser().parse_args(["--all"])) == list(report.SECTIONS)
+    everything = [name for name in report.SECTIONS if name not in ELSEWHERE]
+    assert wanted(parser().parse_args(["--all"])) == everything
+    assert wanted(parser().parse_args(["--gpu"])) == ["gpu"]
     assert wanted(parser().parse_args(["--render", "--all"])) == []
 
 

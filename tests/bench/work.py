@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -106,7 +107,7 @@ class Work:
         """
         settle(self._output)
         {"warm": warm, "evicted": evict, "cold": chill}[state](self.sources)
-        ours = {"PYTHONPATH": str(ROOT)}
+        ours = {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
         theirs = {"PYTHONPATH": "", "HF_HUB_OFFLINE": "1"}
         command = self.command(who, *options, mergekit=mergekit)
         found = run(command, theirs if who == "mergekit" else ours)

@@ -1,7 +1,8 @@
-"""One, two and three workers on every piece of work: what another core buys."""
+"""One worker and more on every piece of work: what another core buys, here and on a machine of many cores."""
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ EXPECTED = 1.7
 """How many times faster two workers are than one at such work."""
 
 
-def measure(bench: Bench) -> dict[str, Any]:
+def measure(bench: Bench, counts: Sequence[str] = COUNTS) -> dict[str, Any]:
     """Run every piece of work with each number of workers, page cache warm."""
     models = bench.models()
     compile_kernels(bench, bench.methods)
@@ -24,27 +25,27 @@ def measure(bench: Bench) -> dict[str, Any]:
     for repeat in range(bench.repeats):
         for name in bench.methods:
             work = Work(name, models, bench.folder)
-            for workers in rotated(COUNTS, repeat):
+            for workers in rotated(counts, repeat):
                 cost = work.cost("mergetool", "--workers", workers)
                 costs[name][workers].append(cost)
                 tell(name, f"workers {workers}", cost)
-    settings = {"size": bench.size, "repeats": bench.repeats}
+    settings = {"size": bench.size, "repeats": bench.repeats, "cores": len(os.sched_getaffinity(0))}
     return {"settings": settings, "costs": {name: dict(found) for name, found in costs.items()}}
 
 
-def speedups(costs: Mapping[str, Costs]) -> str:
+def speedups(costs: Mapping[str, Costs], counts: Sequence[str] = COUNTS) -> str:
     """Engine seconds by the number of workers, how much faster two are than one, and how much they could be."""
-    head = ["work", *(f"{count} s" for count in COUNTS), "2 over 1", "", "3 over 1"]
+    head = ["work", *(f"{count} s" for count in counts), "2 over 1", "", *(f"{count} over 1" for count in counts[2:])]
     head += ["processor s, 1", "processor s, 2", "2 over 1 at most"]
     rows = []
     for name, found in costs.items():
-        middle = {count: median(found.get(count), "engine_s") for count in COUNTS}
-        two, three = (ratio(middle["1"], middle[count]) for count in ("2", "3"))
+        middle = {count: median(found.get(count), "engine_s") for count in counts}
+        two, *more = (ratio(middle["1"], middle[count]) for count in counts[1:])
         alone, both = (median(_busy(found.get(count)), "busy_s") for count in ("1", "2"))
         most = ratio(middle["1"], both / 2 if both else None)
         met = mark(two, EXPECTED) if name in COMPUTES else NONE
-        seconds = (spread(found.get(count), "engine_s") for count in COUNTS)
-        rows.append([f"`{name}`", *seconds, number(two), met, *map(number, (three, alone, both, most))])
+        seconds = (spread(found.get(count), "engine_s") for count in counts)
+        rows.append([f"`{name}`", *seconds, number(two), met, *map(number, (*more, alone, both, most))])
     return table(head, rows)
 
 
