@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
@@ -94,10 +95,11 @@ def with_torch(device: str) -> Backend:
     if torch.device(device).type == "cuda" and torch.version.hip is None:
         try:
             from mergetool.kernels.cuda import Cuda
-        except ImportError:
-            pass
-        else:
+
             return Cuda(device)
+        except Exception as why:  # no such package, no compiler that it finds, none for this GPU: all is the same here
+            told = f"{device}: kernels are not compiled for it but made of torch's own operations, which are slower: "
+            warnings.warn(f"{told}{why}; install `mergetool[gpus]`", RuntimeWarning, stacklevel=2)
     from mergetool.kernels.torch_arrays import TorchArrays
 
     return TorchArrays(device)

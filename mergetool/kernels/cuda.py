@@ -31,6 +31,9 @@ class Cuda:
 
     Args:
         device: as torch names it: ``cuda``, ``cuda:1``; ``cpu`` for tests, whose ``cuda.core`` is a stand-in.
+
+    Raises:
+        Exception: of ``cuda.core``, if there is no compiler for the GPU.
     """
 
     def __init__(self, device: str) -> None:
@@ -39,6 +42,7 @@ class Cuda:
         self._gpu = Device(self._device.index or 0)
         self._own = threading.local()
         self._made: dict[Any, Kernel] = {}
+        _kernel('extern "C" __global__ void kernel() {}', self._gpu.arch)  # fails now if any would
 
     def combine(
         self, text: Text, tensors: tuple[str, ...], arguments: tuple[str, ...], layout: Layout

@@ -195,7 +195,8 @@ def agreement() -> dict[str, dict[str, Any]]:
 def of_the_link(results: Mapping[str, Any]) -> str:
     """What of the link kernels use that are fed from memory."""
     most = results["link"]["to"]
-    head = ["kernel", *(f"{n} workers" if n > 1 else "1 worker" for n in WORKERS), "of the link", "torch's own operations"]
+    by_workers = (f"{n} workers" if n > 1 else "1 worker" for n in WORKERS)
+    head = ["kernel", *by_workers, "of the link", "torch's own operations"]
     rows = []
     for name, found in results["kernels"].items():
         ours = [found[str(n)] for n in WORKERS]
@@ -248,8 +249,7 @@ def page(results: Mapping[str, Any]) -> str:
         of_the_link(results),
         "Whole merges, sources in the page cache; engine seconds, medians (least–most). *GB/s* is what the fastest "
         "reads of its sources, every pass counted, and with it what of the link that is; *floor's* is the same of the "
-        "floor, which has no GPU and computes nothing: where merges are not far behind it, it is the files and not "
-        "the GPU that bound them.",
+        "floor, which has no GPU and computes nothing: what files can be read and written at bounds it.",
         whole(results),
         f"RegMean of a {MATRIX} × {MATRIX} matrix of two sources, copies included: {number(solved['cpu'])} s on the "
         f"CPU, {number(solved[DEVICE])} s on the GPU, relative difference {solved['relative']:.1e}.",

@@ -12,6 +12,8 @@ from textwrap import fill
 from types import ModuleType
 from typing import Any
 
+from mergetool.version import __version__
+
 from . import compare, cores, gpu, kernels, profile, scaling, small, workers
 
 SECTIONS: Mapping[str, tuple[str, ModuleType]] = {
@@ -58,8 +60,8 @@ def machine() -> str:
 
 def versions() -> dict[str, str]:
     """The versions that figures depend on."""
-    found = {"Python": platform.python_version()}
-    for name in ("mergetool", "numpy", "numba"):
+    found = {"Python": platform.python_version(), "mergetool": __version__}
+    for name in ("numpy", "numba"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -12,10 +12,11 @@ from kernels.cuda_on_host import COMPILER, stand_in
 from methods.cases import make, merge, sources_of, variants
 from methods.test_with_facts import COORDINATE, combined, extras_of
 
-from mergetool.kernels.backend import BLOCK, FEW_THRESHOLDS, THRESHOLDS, Layout
+from mergetool.kernels.backend import BLOCK, FEW_THRESHOLDS, THRESHOLDS, Layout, with_torch
 from mergetool.kernels.cuda_text import functions
 from mergetool.kernels.language import maximum, minimum, sign, sqrt, where
 from mergetool.kernels.rounding import READABLE, WRITABLE, narrow
+from mergetool.kernels.torch_arrays import TorchArrays
 from mergetool.methods import METHODS
 
 compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler here")
@@ -116,6 +117,23 @@ def test_what_is_not_finite_is_counted_by_each_call(host):
         raw, out = np.ones(100, np.float32), np.zeros(100, np.uint16)
         raw[:bad] = (np.nan, np.inf, 3.4e38)[:bad]
         assert kernel(0, (raw,), out, (np.uint64(0),)) == bad
+
+
+@compiler
+@pytest.mark.parametrize("broken", [{"cuda.core": None}, {"Program": None}])
+def test_without_a_compiler_for_it_torch_s_operations_are_taken_and_that_is_said(monkeypatch, broken):
+    modules = stand_in()
+    for name, value in broken.items():
+        if name in modules:
+            modules[name] = value
+        else:
+            monkeypatch.setattr(modules["cuda.core"], name, value)
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.delitem(sys.modules, "mergetool.kernels.cuda", raising=False)
+    with pytest.warns(RuntimeWarning, match=r"cuda:3: kernels are not compiled .* install `mergetool\[gpus\]`"):
+        assert isinstance(with_torch("cuda:3"), TorchArrays)
+    sys.modules.pop("mergetool.kernels.cuda", None)
 
 
 HALF = 0.5
