@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import torch
 
 from mergetool.kernels import compile
@@ -13,5 +15,7 @@ BACKENDS = {"compiled": compile, "numpy": NumpyArrays(), "torch": TorchArrays("c
 DEVICES = ["torch:cpu", "torch:cpu,torch:cpu", "cpu,torch:cpu"]
 """What runs may be told to use, besides the CPU's own kernels."""
 if torch.cuda.is_available():
-    BACKENDS |= {"cuda": with_torch("cuda"), "torch on cuda": TorchArrays("cuda")}
-    DEVICES += ["cuda", "cuda:0,cuda:0", "cpu,cuda"]
+    BACKENDS["torch on cuda"] = TorchArrays("cuda")
+    if find_spec("cuda") and find_spec("cuda.core"):  # else these are torch's own operations too, and warn of it
+        BACKENDS["cuda"] = with_torch("cuda")
+        DEVICES += ["cuda", "cuda:0,cuda:0", "cpu,cuda"]

@@ -27,7 +27,7 @@ from mergetool.checkpoint.identity import identity
 from mergetool.errors import CheckpointError, NonFinite, PlanError, Problem
 from mergetool.execute.align_data import Inputs
 from mergetool.execute.aligned import Aligned, Alignment
-from mergetool.execute.devices import product_on, torch_names
+from mergetool.execute.devices import torch_names
 from mergetool.execute.fact_folder import Facts
 from mergetool.execute.fact_making import Making, facts_folder
 from mergetool.execute.progress import Progress, Quiet
@@ -164,13 +164,13 @@ def _matched(
     folder: Making,
     progress: Progress,
 ) -> Matching:
-    from mergetool.execute.align_match import by_activations, by_weights
+    from mergetool.execute.align_match import adding_on, by_activations, by_weights
     from mergetool.execute.forward.model import open_model
 
     pair = inputs.reference, source
     if inputs.align.method == "weight_matching":
-        product = product_on(inputs.device)
-        return by_weights(groups, weights, (pair[0].label, pair[1].label), inputs.align, product, progress)
+        add = adding_on(inputs.device)
+        return by_weights(groups, weights, (pair[0].label, pair[1].label), inputs.align, add, progress)
     first, second = (
         open_model(each.checkpoint.config, own, each.label, inputs.network, inputs.device)
         for each, own in zip(pair, weights, strict=True)

@@ -11,14 +11,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergetool.anatomy import Group, Permutations
-from mergetool.execute.devices import Product, product_on
 from mergetool.execute.forward.arrays import Get, getter
 from mergetool.execute.forward.model import Model
 from mergetool.execute.forward.rows import Batch
 from mergetool.execute.forward.weights import Weights
 from mergetool.execute.progress import Progress
 from mergetool.execute.record import record_pair
-from mergetool.facts.matching import Alike, Matching, Score, activation_matching, scored, watched, weight_matching
+from mergetool.facts.matching import (
+    AddProducts,
+    Alike,
+    Matching,
+    Score,
+    activation_matching,
+    scored,
+    watched,
+    weight_matching,
+)
+from mergetool.facts.matching_weights import ROWS, add_products
 from mergetool.recipe.data import Align
 
 Array = NDArray[Any]
@@ -31,7 +40,7 @@ def by_weights(
     weights: tuple[Weights, Weights],
     labels: tuple[str, str],
     align: Align,
-    product: Product,
+    add: AddProducts,
     progress: Progress,
     fixed: Permutations | None = None,
 ) -> Matching:
@@ -42,7 +51,7 @@ def by_weights(
         weights: the reference's, and those of the model that is turned.
         labels: the models, for messages.
         align: how to match.
-        product: multiplies two matrices.
+        add: adds products of the rows of weights.
         progress: is told of every tensor that is read for the first time.
         fixed: permutations that are known already.
 
@@ -58,7 +67,7 @@ def by_weights(
     try:
         return weight_matching(
             groups, gets[0], gets[1], fixed=fixed, seed=align.seed, max_sweeps=align.max_sweeps, margin=align.margin,
-            product=product,
+            add=add,
         )  # fmt: skip
     finally:
         progress.close()
@@ -114,8 +123,8 @@ def by_activations(
     if all(group.name in permutations for group in groups):
         return first
     labels = models[0].label, models[1].label
-    weights, product = (models[0].weights, models[1].weights), product_on(str(models[0].device))
-    rest = by_weights(groups, weights, labels, align, product, progress, permutations)
+    weights, add = (models[0].weights, models[1].weights), adding_on(str(models[0].device))
+    rest = by_weights(groups, weights, labels, align, add, progress, permutations)
     matches = {match.group: match for match in (*first.matches, *rest.matches)}
     ordered = tuple(matches[group.name] for group in groups if group.name in matches)
     return Matching(rest.permutations, ordered, max(first.sweeps, rest.sweeps))
@@ -137,3 +146,18 @@ def _over_kernels(score: Score, kernel: int) -> Score:
     blocks = score.scores.reshape(len(score.left) // kernel, kernel, -1, kernel)
     norms = (np.sqrt(np.square(n).reshape(-1, kernel).mean(1)) for n in (score.left, score.right))
     return Score(np.asarray(np.einsum("ikjk->ij", blocks) / kernel), *norms)
+
+
+def adding_on(device: str) -> AddProducts:
+    """What adds the products of the rows of float32 matrices on a device; on the CPU without torch."""
+    if device == "cpu":
+        return add_products
+    import torch
+
+    def add(scores: Array, left: Array, right: Array) -> None:
+        other = torch.from_numpy(np.ascontiguousarray(right)).to(device).T
+        for start in range(0, len(left), ROWS):
+            rows = torch.from_numpy(np.ascontiguousarray(left[start : start + ROWS])).to(device)
+            scores[start : start + ROWS] += (rows @ other).cpu().numpy()
+
+    return add

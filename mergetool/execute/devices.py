@@ -1,20 +1,19 @@
-"""Where kernels run: the CPU, or one or several GPUs through torch; and the memory that each likes to be fed from."""
+"""Where kernels run: the CPU, or one or several GPUs; and the memory that each likes to be fed from."""
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle
 from typing import Any
 
-import numpy as np
-
-from mergetool.errors import PlanError
+from mergetool.errors import PlanError, RunError
 from mergetool.execute.buffers import Bytes, aligned
-from mergetool.kernels.backend import THRESHOLDS, Array, Backend, Layout, Text, compiled, with_torch
+from mergetool.kernels.backend import THRESHOLDS, Backend, Layout, Text, compiled, with_torch
 
 Kernel = Callable[..., Any]
-Product = Callable[[Array, Array], Array]
 
 
 class Several:
@@ -115,15 +114,18 @@ def torch_names(device: str) -> str:
     return ",".join(name.strip().removeprefix("torch:") for name in device.split(","))
 
 
-def product_on(device: str) -> Product:
-    """What multiplies two float32 matrices on a device; on the CPU without torch."""
-    if device == "cpu":
-        return np.matmul
-    import torch
+@contextlib.contextmanager
+def gpu_memory() -> Iterator[None]:
+    """Say what a GPU that has no room comes to; also around a function.
 
-    def product(left: Array, right: Array) -> Array:
-        first, second = (torch.from_numpy(np.ascontiguousarray(side)).to(device) for side in (left, right))
-        found: Array = (first @ second).cpu().numpy()
-        return found
-
-    return product
+    Raises:
+        RunError: in place of torch's own error.
+    """
+    try:
+        yield
+    except Exception as error:
+        torch = sys.modules.get("torch")
+        if torch is None or not isinstance(error, torch.OutOfMemoryError):
+            raise
+        fix = "give fewer `--workers`, end what else runs there, or use `--device cpu`"
+        raise RunError(f"the GPU has no room: {str(error).splitlines()[0]}", "--device", fix) from error

@@ -10,7 +10,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from mergetool.anatomy import Turning
-from mergetool.errors import MergetoolError, NonFinite, Problem, RunError, SourceChanged
+from mergetool.errors import NonFinite, Problem, RunError, SourceChanged
 from mergetool.execute.batch import batches, large, spans
 from mergetool.execute.buffers import Bytes, aligned
 from mergetool.execute.intact import spoilt
@@ -217,7 +217,7 @@ class Engine:
         if isinstance(error, Stopped):
             for future in pending:
                 cause = None if future.cancelled() else future.exception()
-                if isinstance(cause, MergetoolError):
+                if cause is not None and not isinstance(cause, Stopped):
                     raise cause
 
     def _read_ahead(self, jobs: Sequence[Job], sources: Sources) -> None:

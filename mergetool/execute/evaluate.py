@@ -11,6 +11,7 @@ from typing import Any
 
 from mergetool.checkpoint.locate import locate
 from mergetool.errors import CheckpointError, PlanError, Problem
+from mergetool.execute.devices import gpu_memory
 from mergetool.plan.faults import listed
 from mergetool.publish.loadable import first_line, quiet
 
@@ -40,6 +41,7 @@ class Score:
         return f"{self.perplexity:.3f}" if self.perplexity < 1e6 else f"{self.perplexity:.0e}"
 
 
+@gpu_memory()
 def evaluate(
     models: Sequence[str | os.PathLike[str]],
     data: Mapping[str, Path],

@@ -11,7 +11,7 @@ from typing import Any
 
 from mergetool.errors import Problem, RunError
 from mergetool.execute.ahead import made_ahead, with_findings
-from mergetool.execute.devices import backend_for
+from mergetool.execute.devices import backend_for, gpu_memory
 from mergetool.execute.each_task import each_task, told, told_part
 from mergetool.execute.engine import Engine
 from mergetool.execute.intact import spoilt
@@ -38,6 +38,7 @@ _SHOWN = 3
 """So many tensors are named."""
 
 
+@gpu_memory()
 def run_part(
     plan: Plan,
     share: Share,
@@ -58,7 +59,7 @@ def run_part(
         plan: what :func:`mergetool.build` returned; the same for all parts.
         share: which part.
         output: the folder to make; by default the plan's.
-        device: ``cpu``, or ``cuda``, ``cuda:1``, … through torch.
+        device: ``cpu``, or ``cuda``, ``cuda:1``, ….
         force: replace an output folder that is not ours or of another recipe, when the parts are finished.
         allow_nonfinite: write NaNs and infinities instead of stopping at the first tensor that has any.
         trust_code: run the code of the recipe's ``calibration.adapter``.

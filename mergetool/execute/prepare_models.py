@@ -88,7 +88,7 @@ class Sources:
 
     def made_of(self, source: int) -> dict[str, Any]:
         """What tells a source as it is merged from others: its files, its order, and what makes its network."""
-        found = {**identity(self.plan.sources[source].checkpoint), "device": self.device.partition(":")[0]}
+        found = {**identity(self.plan.sources[source].checkpoint), "device": torch_names(self.device).partition(":")[0]}
         if source in self.orders:
             found["order"] = self.orders[source]
         return found if self.adapter is None else {**found, "adapter": self.adapter.digest}

@@ -12,7 +12,7 @@ from typing import Any
 
 from mergetool.errors import NonFinite, OutputRefused, Problem, RunError
 from mergetool.execute.ahead import made_ahead, made_beside, with_findings
-from mergetool.execute.devices import backend_for, memory_for
+from mergetool.execute.devices import backend_for, gpu_memory, memory_for
 from mergetool.execute.each_task import each_task, told
 from mergetool.execute.engine import Engine
 from mergetool.execute.job import Outcome
@@ -35,6 +35,7 @@ _NOT_FINITE = " is not finite: "
 """What notes say of a tensor that has NaNs or infinities."""
 
 
+@gpu_memory()
 def run(
     plan: Plan,
     output: Path | str | None = None,
@@ -58,7 +59,7 @@ def run(
     Args:
         plan: what :func:`mergetool.build` returned.
         output: the folder to make; by default the plan's.
-        device: ``cpu``, or ``cuda``, ``cuda:1``, ``cuda:0,cuda:1``, … through torch.
+        device: ``cpu``, or ``cuda``, ``cuda:1``, ``cuda:0,cuda:1``, ….
         force: replace an output folder that is not ours or of another recipe.
         allow_nonfinite: write NaNs and infinities instead of stopping at the first tensor that has any.
         trust_code: run the code of the recipe's ``calibration.adapter``.

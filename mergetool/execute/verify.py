@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mergetool.errors import CheckpointError, MergetoolError
+from mergetool.execute.devices import gpu_memory
 from mergetool.execute.verify_again import again
 from mergetool.publish import PROVENANCE, PROVENANCE_FORMAT, header_digest
 from mergetool.publish.loadable import CannotTell, misfits
@@ -49,6 +50,7 @@ class Verification:
         return all(check.ok for check in self.checks)
 
 
+@gpu_memory()
 def verify(
     folder: Path,
     sample: int = 8,

@@ -2,11 +2,12 @@
 
 from mergetool.facts.matching_activations import Alike, activation_matching, scored, watched
 from mergetool.facts.matching_descent import DEFAULT_MARGIN, DEFAULT_SWEEPS, Get, Match, Matching, Score
-from mergetool.facts.matching_weights import weight_matching
+from mergetool.facts.matching_weights import AddProducts, weight_matching
 
 __all__ = [
     "DEFAULT_MARGIN",
     "DEFAULT_SWEEPS",
+    "AddProducts",
     "Alike",
     "Get",
     "Match",

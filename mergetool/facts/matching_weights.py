@@ -22,13 +22,20 @@ from mergetool.facts.matching_descent import (
 )
 from mergetool.facts.matching_heads import Attention, head_scores, settle_heads
 
-Product = Callable[[Array, Array], Array]
+AddProducts = Callable[[Array, Array, Array], None]
+"""Adds the inner products of all rows of two float32 matrices to a third: ``add(scores, left, right)``."""
 
 _SKETCH = 64
 """Random vectors that experts are compared on."""
-_TILE = 1024
+ROWS = 1024
 """Rows of a matrix of scores that are made at once, so that no second matrix of its size is."""
 _STATISTICS = ("running_mean", "running_var")
+
+
+def add_products(scores: Array, left: Array, right: Array) -> None:
+    """Add ``left @ right.T`` to ``scores``, some rows at a time."""
+    for start in range(0, len(left), ROWS):
+        scores[start : start + ROWS] += left[start : start + ROWS] @ right.T
 
 
 def weight_matching(
@@ -41,7 +48,7 @@ def weight_matching(
     max_sweeps: int = DEFAULT_SWEEPS,
     margin: float = DEFAULT_MARGIN,
     cosine: bool = False,
-    product: Product = np.matmul,
+    add: AddProducts = add_products,
 ) -> Matching:
     """Permutations of ``other`` towards ``reference`` (Git Re-Basin, arXiv:2209.04836, by coordinate descent).
 
@@ -62,7 +69,7 @@ def weight_matching(
         max_sweeps: at most so many rounds over groups that share tensors.
         margin: the least gain over the identity, as a share of a perfect match; judged for each cycle.
         cosine: compare directions only, for models whose units differ in scale.
-        product: multiplies two matrices; hidden units of large models take long without another device.
+        add: adds products of rows; hidden units of large models take long without another device.
 
     Raises:
         ShapeMismatch: the models differ in the shape of a tensor.
@@ -70,7 +77,7 @@ def weight_matching(
     """
 
     def solver(component: list[Group]) -> Solver:
-        return _Weights(reference, other, cosine, product).solve
+        return _Weights(reference, other, cosine, add).solve
 
     return match_all(groups, solver, fixed or {}, seed, max_sweeps, margin)
 
@@ -78,9 +85,9 @@ def weight_matching(
 class _Weights:
     """The tensors of two models, held while the same ones are asked for."""
 
-    def __init__(self, reference: Get, other: Get, cosine: bool, product: Product) -> None:
+    def __init__(self, reference: Get, other: Get, cosine: bool, add: AddProducts) -> None:
         self._get = (reference, other)
-        self._product = product
+        self._add = add
         self._cosine = cosine
         self._held: tuple[dict[str, Array], dict[str, Array]] = ({}, {})
 
@@ -143,8 +150,7 @@ class _Weights:
         names = () if streamed else group.tensors
         self._keep([*names, *map(turning.place, names)])
         for left, right in self._pairs(turning, group, state.turning()):
-            for start in range(0, group.size, _TILE):
-                scores[start : start + _TILE] += self._product(left[start : start + _TILE], right.T)
+            self._add(scores, left, right)
             squares += [_squares(left), _squares(right)]
             if streamed:
                 self._keep(())

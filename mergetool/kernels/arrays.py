@@ -1,6 +1,6 @@
-"""The kernels of a coordinate text run on whole arrays: NumPy for the oracle's reading, torch for a GPU.
+"""The kernels of a coordinate text run on whole arrays: NumPy for the oracle's reading, and torch for any device.
 
-Both compute in float64 like the compiled kernels, operation by operation, so all three give the same bytes.
+Both compute in float64 like the compiled kernels, operation by operation, so the bytes are the same.
 """
 
 from __future__ import annotations

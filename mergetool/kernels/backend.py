@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -85,6 +86,7 @@ def compiled() -> Backend:
     return module
 
 
+@cache
 def with_torch(device: str) -> Backend:
     """The kernels of a device as torch names it: compiled for it where there is ``cuda.core``, else torch's own.
 
@@ -98,8 +100,9 @@ def with_torch(device: str) -> Backend:
 
             return Cuda(device)
         except Exception as why:  # no such package, no compiler that it finds, none for this GPU: all is the same here
-            told = f"{device}: kernels are not compiled for it but made of torch's own operations, which are slower: "
-            warnings.warn(f"{told}{why}; install `mergetool[gpus]`", RuntimeWarning, stacklevel=2)
+            told = f"{device}: kernels are not compiled for it but are torch's own operations, which are slower: {why}"
+            told += "; see `GPUs` in docs/guide/resources.md" if isinstance(why, ImportError) else ""
+            warnings.warn(told, RuntimeWarning, stacklevel=2)
     from mergetool.kernels.torch_arrays import TorchArrays
 
     return TorchArrays(device)

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from cuda.core import Device, LaunchConfig, Program, ProgramOptions, Stream, launch
 
-from mergetool.errors import RunError
 from mergetool.kernels import cuda_kernels
 from mergetool.kernels.backend import BLOCK, THRESHOLDS, Array, Layout, Text
-from mergetool.kernels.calling import lanes_of
+from mergetool.kernels.calling import addresses, lanes_of, tiles_of
 from mergetool.kernels.cuda_kernels import THREADS, Sizes
+from mergetool.kernels.objects import once
 
 MOST_BLOCKS = 2048
 """Blocks of threads that a kernel is launched with at most; each goes on to further coordinates."""
@@ -41,23 +42,23 @@ class Cuda:
         self._device = torch.device(device)
         self._gpu = Device(self._device.index or 0)
         self._own = threading.local()
-        self._made: dict[Any, Kernel] = {}
+        self._made: Callable[..., Kernel] = once(lambda make, *of: _kernel(make(*of), self._gpu.arch))
         _kernel('extern "C" __global__ void kernel() {}', self._gpu.arch)  # fails now if any would
 
     def combine(
         self, text: Text, tensors: tuple[str, ...], arguments: tuple[str, ...], layout: Layout
     ) -> Callable[..., int]:
         """As :meth:`mergetool.kernels.backend.Backend.combine`."""
-        compiled = self._compiled(cuda_kernels.combine, text, tensors, arguments, layout)
+        tiles = tiles_of(layout)
 
         def run(start: int, inputs: Sequence[Array], out: Array, keys: Sequence[Any], *rest: Any) -> int:
-            kernel, numbers = compiled(_sizes(rest)), _flat(rest)
-            lane, drawn = self._lane(), _keys(keys) if "chance" in tensors else []
+            kernel = self._made(cuda_kernels.combine, text, tensors, arguments, layout, _sizes(rest))
+            lane, size, drawn = self._lane(), inputs[0].size, _keys(keys) if "chance" in tensors else []
             with lane.stream:
-                places = lane.give(inputs)
+                places = lane.give(inputs, tiles, size)
                 result = lane.room("out", out.nbytes)
-                tile = start, out.size, *places, result.data_ptr(), lane.strange.data_ptr()
-                lane.launch(kernel, _threads(out.size), *tile, *drawn, *numbers)
+                tile = start, size, *places, result.data_ptr(), lane.strange.data_ptr()
+                lane.launch(kernel, _threads(size), *tile, *drawn, *_flat(rest))
                 return lane.take(result, out)
 
         return run
@@ -66,27 +67,29 @@ class Cuda:
         self, text: Text, tensors: tuple[str, ...], arguments: tuple[str, ...], layout: Layout, terms: int
     ) -> Callable[..., None]:
         """As :meth:`mergetool.kernels.backend.Backend.sums`."""
-        compiled = self._compiled(cuda_kernels.sums, text, tensors, arguments, layout, terms)
+        tiles = tiles_of(layout)
 
         def run(start: int, inputs: Sequence[Array], partial: Array, keys: Sequence[Any], *values: Any) -> None:
-            kernel, numbers, size = compiled(_sizes(values)), _flat(values), inputs[0].size
-            lane, drawn = self._lane(), _keys(keys) if "chance" in tensors else []
+            kernel = self._made(cuda_kernels.sums, text, tensors, arguments, layout, terms, _sizes(values))
+            lane, size, drawn = self._lane(), inputs[0].size, _keys(keys) if "chance" in tensors else []
+            if not size:  # no block of coordinates, and so no block of threads
+                return
             with lane.stream:
-                tile = start, size, *lane.give(inputs), lane.room("partial", partial.nbytes).data_ptr()
+                tile = start, size, *lane.give(inputs, tiles, size), lane.room("partial", partial.nbytes).data_ptr()
                 config = LaunchConfig(grid=-(-size // BLOCK), block=lanes_of(terms))
-                lane.launch(kernel, config, *tile, *drawn, *numbers)
+                lane.launch(kernel, config, *tile, *drawn, *_flat(values))
                 partial[...] = lane.read("partial", partial.nbytes).view(np.float64).reshape(partial.shape)
 
         return run
 
     def above(self, layout: Layout, count: int = THRESHOLDS) -> Callable[..., None]:
         """As :meth:`mergetool.kernels.backend.Backend.above`."""
-        compiled = self._compiled(cuda_kernels.above, layout, count)
+        kernel, tiles = self._made(cuda_kernels.above, layout, count), tiles_of(layout)
 
         def run(inputs: Sequence[Array], thresholds: Array, counts: Array) -> None:
-            lane, kernel, size = self._lane(), compiled(), inputs[0].size
+            lane, size = self._lane(), inputs[0].size
             with lane.stream:
-                tile = size, *lane.give(inputs), lane.zeros("counts", counts.nbytes)
+                tile = size, *lane.give(inputs, tiles, size), lane.zeros("counts", counts.nbytes)
                 cuts = map(int, thresholds.reshape(-1))
                 lane.launch(kernel, _threads(size, layout.sources), *tile, *cuts)
                 counts += lane.read("counts", counts.nbytes).view(np.int64).reshape(counts.shape)
@@ -95,13 +98,13 @@ class Cuda:
 
     def between(self, layout: Layout) -> Callable[..., None]:
         """As :meth:`mergetool.kernels.backend.Backend.between`."""
-        compiled = self._compiled(cuda_kernels.between, layout)
+        kernel, tiles = self._made(cuda_kernels.between, layout), tiles_of(layout)
 
         def run(inputs: Sequence[Array], low: Array, high: Array, found: Array, used: Array) -> None:
-            lane, kernel, size = self._lane(), compiled(), inputs[0].size
+            lane, size = self._lane(), inputs[0].size
             with lane.stream:
                 gathered = lane.room("gathered", 4 * size * layout.sources)
-                tile = size, *lane.give(inputs), gathered.data_ptr(), lane.zeros("counts", used.nbytes)
+                tile = size, *lane.give(inputs, tiles, size), gathered.data_ptr(), lane.zeros("counts", used.nbytes)
                 bounds = (int(each) for pair in zip(low, high, strict=True) for each in pair)
                 lane.launch(kernel, _threads(size, layout.sources), *tile, *bounds)
                 for i, hits in enumerate(lane.read("counts", used.nbytes).view(np.int64)):
@@ -111,19 +114,6 @@ class Cuda:
                     used[i] += taken
 
         return run
-
-    def _compiled(self, make: Callable[..., str], *of: Any) -> Callable[..., Kernel]:
-        """Compile a kernel when it is first asked for, once for all tensors and workers."""
-
-        def compiled(*sizes: Sizes) -> Kernel:
-            key = (make, *of, *sizes)
-            if key not in self._made:
-                with _making:
-                    if key not in self._made:
-                        self._made[key] = _kernel(make(*of, *sizes), self._gpu.arch)
-            return self._made[key]
-
-        return compiled
 
     def _lane(self) -> _Lane:
         """What the calling worker works with."""
@@ -137,8 +127,9 @@ class _Lane:
     """A worker's stream and its buffers on the GPU, which grow to the largest that is wanted and stay."""
 
     def __init__(self, device: torch.device, gpu: Any) -> None:
-        gpu.set_current()
         self._device = device
+        with nullcontext() if device.type == "cpu" else torch.cuda.device(device):  # the caller's own comes back
+            gpu.set_current()
         self._queue = None if device.type == "cpu" else torch.cuda.Stream(device)
         self._stream = Stream.from_handle(self._queue.cuda_stream if self._queue else 0)
         self._rooms: dict[Any, torch.Tensor] = {}
@@ -153,20 +144,10 @@ class _Lane:
         return torch.cuda.stream(self._queue)
 
     def room(self, name: Any, nbytes: int) -> torch.Tensor:
-        """A buffer of at least so many bytes, by its name.
-
-        Raises:
-            RunError: the GPU has no room for it.
-        """
+        """A buffer of at least so many bytes, by its name."""
         found: torch.Tensor | None = self._rooms.get(name)
         if found is None or found.nbytes < nbytes:
-            try:
-                found = self._rooms[name] = torch.empty(nbytes, dtype=torch.uint8, device=self._device)
-            except torch.OutOfMemoryError:
-                free, whole = torch.cuda.mem_get_info(self._device)
-                what = f"the GPU has no room: {free >> 20} of its {whole >> 20} MiB are free"
-                fix = "give fewer `--workers` or less `--memory`, end what else runs there, or use `--device cpu`"
-                raise RunError(what, str(self._device), fix) from None
+            found = self._rooms[name] = torch.empty(nbytes, dtype=torch.uint8, device=self._device)
         return found
 
     def zeros(self, name: Any, nbytes: int) -> int:
@@ -174,8 +155,13 @@ class _Lane:
         place: int = self.room(name, nbytes)[:nbytes].zero_().data_ptr()
         return place
 
-    def give(self, inputs: Sequence[Array]) -> list[int]:
-        """Copy tiles to the GPU; where they lie there. From pinned memory they go by themselves."""
+    def give(self, inputs: Sequence[Array], kinds: Sequence[str], size: int) -> list[int]:
+        """Copy tiles to the GPU; where they lie there. From pinned memory they go by themselves.
+
+        Raises:
+            ValueError: they are not what a kernel takes them for.
+        """
+        addresses(inputs, kinds, size)
         places = []
         for i, raw in enumerate(inputs):
             there = self.room(i, raw.nbytes)[: raw.nbytes]
@@ -203,9 +189,6 @@ class _Lane:
         return seen - before
 
 
-_making = threading.Lock()
-
-
 def _kernel(source: str, arch: str) -> Kernel:
     """Compile a source's kernel, products and sums rounded each for itself as on the CPU."""
     options = ProgramOptions(std="c++17", arch=f"sm_{arch}", fma=False, disable_warnings=True)
@@ -214,7 +197,7 @@ def _kernel(source: str, arch: str) -> Kernel:
 
 def _threads(size: int, layers: int = 1) -> LaunchConfig:
     """Threads for so many coordinates, each of which goes on to further ones where there are very many; in layers."""
-    return LaunchConfig(grid=(min(-(-size // THREADS), MOST_BLOCKS), layers), block=THREADS)
+    return LaunchConfig(grid=(max(1, min(-(-size // THREADS), MOST_BLOCKS)), layers), block=THREADS)
 
 
 def _sizes(values: Sequence[Any]) -> Sizes:

@@ -176,7 +176,7 @@ def _common(tensors: tuple[str, ...], arguments: tuple[str, ...], layout: Layout
     """What the kernels of a text have in common: their parameters, and how they give it the numbers of a coordinate."""
     names = (*measure_names(tensors, layout.extras), *arguments)
     keys = [f", u64 key{i}" for i in range(layout.sources)] if "chance" in tensors else []
-    numbers, given, place = [], {}, 0
+    numbers, given, place = [], {name: f"e{n}" for n, name in enumerate(layout.extras)}, 0
     for name, size in zip(names, sizes, strict=True):
         own = [f"n{place + i}" for i in range(1 if size is None else size)]
         place += len(own)
@@ -206,5 +206,5 @@ def _load(layout: Layout, tensors: Sequence[str]) -> list[str]:
         lines.append(f"auto chance = pack({', '.join(draws)});")
     for n, name in enumerate(layout.extras):
         places = [len(layout.inputs) + n * layout.sources + i for i in range(layout.sources)]
-        lines.append(f"auto {name} = pack({', '.join(f'double(x{i}[k])' for i in places)});")
+        lines.append(f"auto e{n} = pack({', '.join(f'double(x{i}[k])' for i in places)});  // {name}")
     return lines

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable
+from math import isfinite
 from types import FunctionType
 from typing import Any
 
 from mergetool.kernels import language
 from mergetool.kernels.text import called, plain
 
-_BINARY = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.BitAnd: "&&", ast.BitOr: "||"}
+_ARITHMETIC = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
+_BINARY = {**_ARITHMETIC, ast.BitAnd: "&&", ast.BitOr: "||"}
 _UNARY = {ast.USub: "-", ast.UAdd: "+", ast.Not: "!", ast.Invert: "!"}
 _COMPARE = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!="}
 _BOOLEAN = {ast.And: "&&", ast.Or: "||"}
@@ -34,12 +36,22 @@ def functions(text: Callable[..., Any], count: int, keep: tuple[str, ...] | None
         NotImplementedError: it is written in more of Python than a coordinate text may be.
     """
     parts = {}
-    for name, value in called(text):
+    helpers = dict(called(text))
+    bodies = (plain(helper, count) for helper in helpers.values() if isinstance(helper, FunctionType))
+    if unknown := _calls(plain(text, count, keep), *bodies) - {*_WORDS, *helpers}:
+        raise NotImplementedError(f"a coordinate text cannot call `{min(unknown)}`")
+    for name, value in helpers.items():
         if isinstance(value, FunctionType):
             parts[name] = _function(plain(value, count), _named(name))
         else:
             parts[name] = f"__device__ const double {_named(name)} = {_number(value)};\n"
     return "\n".join([*parts.values(), _function(plain(text, count, keep), "whole_text")])
+
+
+def _calls(*sources: str) -> set[str]:
+    """The names of what texts call."""
+    nodes = (node for source in sources for node in ast.walk(ast.parse(source)))
+    return {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
 
 
 def _function(source: str, name: str) -> str:
@@ -59,6 +71,8 @@ def _named(name: str) -> str:
 
 def _number(value: float) -> str:
     """A number in full; a whole one as a double too."""
+    if not isfinite(value):
+        raise NotImplementedError(f"a coordinate text cannot hold {value}")
     return repr(float(value))
 
 
@@ -77,7 +91,7 @@ class _Body:
             return [f"{indent}return {expression(node.value)};"]
         if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
             return [f"{indent}{self._place(node.targets[0], node.value)} = {expression(node.value)};"]
-        if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name):
+        if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name) and type(node.op) in _ARITHMETIC:
             return [f"{indent}{_named(node.target.id)} {_operator(node.op)}= {expression(node.value)};"]
         if isinstance(node, ast.If):
             return self._branches(node, indent)
@@ -93,7 +107,7 @@ class _Body:
         ]
         lines = [f"{indent}double {name} = 0.0;" for name in dict.fromkeys(_named(target.id) for target in named)]
         self.declared.update(_named(target.id) for target in named)
-        lines += [f"{indent}if ({expression(node.test)}) {{", *self.block(node.body, indent + "    ")]
+        lines += [f"{indent}if ({_condition(node.test)}) {{", *self.block(node.body, indent + "    ")]
         if node.orelse:
             lines += [f"{indent}}} else {{", *self.block(node.orelse, indent + "    ")]
         return [*lines, f"{indent}}}"]
@@ -103,10 +117,7 @@ class _Body:
         if name in self.declared:
             return name
         self.declared.add(name)
-        flag = isinstance(value, ast.Compare | ast.BoolOp) or (
-            isinstance(value, ast.UnaryOp) and isinstance(value.op, ast.Not)
-        )
-        return f"{'double' if flag else 'auto'} {name}"
+        return f"{'double' if _flag(value) else 'auto'} {name}"
 
 
 def _operator(op: ast.operator) -> str:
@@ -126,15 +137,15 @@ def expression(node: ast.expr) -> str:
             return f"({expression(node.left)} {_operator(node.op)} {expression(node.right)})"
         case ast.UnaryOp():
             return f"({_UNARY[type(node.op)]}{expression(node.operand)})"
-        case ast.BoolOp():
-            return f"({f' {_BOOLEAN[type(node.op)]} '.join(map(expression, node.values))})"
+        case ast.BoolOp() if all(map(_flag, node.values)):
+            return _condition(node)
         case ast.Compare() if all(type(op) in _COMPARE for op in node.ops):
             sides = [node.left, *node.comparators]
             pairs = zip(sides, node.ops, sides[1:], strict=False)
             told = (f"({expression(a)} {_COMPARE[type(op)]} {expression(b)})" for a, op, b in pairs)
             return f"({' && '.join(told)})"
         case ast.IfExp():
-            return f"({expression(node.test)} ? {expression(node.body)} : {expression(node.orelse)})"
+            return f"({_condition(node.test)} ? {expression(node.body)} : {expression(node.orelse)})"
         case ast.Subscript():
             return f"{expression(node.value)}[{_place(node.slice)}]"
         case ast.Tuple():
@@ -144,9 +155,23 @@ def expression(node: ast.expr) -> str:
     raise NotImplementedError(f"a coordinate text cannot say `{ast.unparse(node)}`")
 
 
+def _condition(node: ast.expr) -> str:
+    """What is only asked whether it holds; there ``and`` and ``or`` may join numbers, whose value nobody sees."""
+    if isinstance(node, ast.BoolOp):
+        return f"({f' {_BOOLEAN[type(node.op)]} '.join(map(_condition, node.values))})"
+    return expression(node)
+
+
+def _flag(node: ast.expr) -> bool:
+    """Whether an expression is true or false, and no number."""
+    if isinstance(node, ast.BoolOp):
+        return all(map(_flag, node.values))
+    return isinstance(node, ast.Compare) or (isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not))
+
+
 def _place(node: ast.expr) -> int:
     """The number in a subscript, which loops that are written out leave as a sum of constants."""
     try:
         return int(eval(compile(ast.Expression(node), "", "eval"), {"__builtins__": {}}))
-    except NameError:
+    except (NameError, SyntaxError, TypeError):
         raise NotImplementedError(f"a coordinate text cannot look up `{ast.unparse(node)}`") from None

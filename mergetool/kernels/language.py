@@ -2,8 +2,8 @@
 
 A coordinate method says what happens to *one* weight. Its text uses ``+ - * /``, comparisons, ``abs`` and the names
 below, and nothing else on coordinates; parameters are plain scalars, so an ordinary ``if`` on them is fine. The same
-text is compiled for the CPU (:mod:`mergetool.kernels.prelude` defines the same names on scalars) and run on a GPU
-(:mod:`mergetool.kernels.torch_arrays` binds them to torch).
+text is compiled for the CPU (:mod:`mergetool.kernels.prelude` defines the same names on scalars) and for GPUs
+(:mod:`mergetool.kernels.cuda_prelude`), or run by torch (:mod:`mergetool.kernels.torch_arrays`).
 """
 
 from __future__ import annotations

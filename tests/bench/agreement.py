@@ -7,8 +7,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +28,10 @@ CLOSE = 1e-3
 """How far these may be apart: the norm of the difference over that of the weights. Rounding to bfloat16 is 2e-3."""
 LONGEST = 150
 """Seconds that an example may take."""
-STEPS = 1
-"""How many numbers of the dtype any other weight may be apart: sums of a tensor are added up in another order."""
+STEPS = 0
+"""How many numbers of the dtype any other weight may be apart."""
+TOGETHER = 12
+"""Examples that are made at once."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,28 @@ def merge(recipe: Path, output: Path, device: str, cache: Path) -> str:
         process.send_signal(signal.SIGABRT)  # says where it is
         _, said = process.communicate()
     return f"{recipe.name} on {device} ended with {process.returncode}: {said[-3000:]}" if process.returncode else ""
+
+
+def every(device: str) -> dict[str, dict[str, Any]]:
+    """Compare what every example makes on the CPU and on another device; or what went wrong."""
+    with TemporaryDirectory() as folder, ThreadPoolExecutor(TOGETHER) as pool:
+        made = {}
+        for recipe in sorted(EXAMPLES, key=lambda recipe: recipe.stem not in MEASURED):  # those that take longest first
+            for number, where in enumerate(("cpu", device)):
+                output = Path(folder, str(number), recipe.stem)
+                output.parent.mkdir(exist_ok=True)
+                going = pool.submit(merge, recipe, output, where, Path(folder, "cache", recipe.stem))
+                made[recipe.stem, number] = output, going
+        found: dict[str, dict[str, Any]] = {}
+        for recipe in EXAMPLES:
+            both = [made[recipe.stem, number] for number in range(2)]
+            wrong = "\n".join(filter(None, (going.result() for _, going in both)))
+            try:
+                found[recipe.stem] = {"wrong": wrong} if wrong else asdict(compare(*(output for output, _ in both)))
+            except ValueError as why:
+                found[recipe.stem] = {"wrong": str(why)}
+            print(recipe.stem.ljust(20), found[recipe.stem], flush=True)
+        return found
 
 
 def compare(one: Path, other: Path) -> Agreement:

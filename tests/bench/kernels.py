@@ -164,10 +164,10 @@ def timed(call: Timed, elements: int) -> dict[str, float]:
 def measure(bench: Bench) -> dict[str, Any]:
     """Time every kernel over one tile, again and again."""
     found: dict[str, dict[str, dict[str, float]]] = {}
-    place = Place()
+    here = Place()
     for name, most, make in kernels():
         for kind, count in product(DTYPES, sorted({min(count, most or count) for count in SOURCES})):
-            took = timed(make(count, kind, place), LARGEST_TILE * count)
+            took = timed(make(count, kind, here), LARGEST_TILE * count)
             found.setdefault(name, {})[column(kind, count)] = took
             print(f"{name:24} {column(kind, count):16} {took['median']:.3f} ns", flush=True)
     return {"settings": {"tile": LARGEST_TILE, "calls": REPEATS, "density": KEPT}, "ns": found}

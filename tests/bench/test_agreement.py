@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from plan.models import save
 
 from mergetool.kernels.rounding import narrow
 
-from . import cores, gpu
-from .agreement import CLOSE, Agreement, compare
+from . import agreement, cores, gpu
+from .agreement import CLOSE, Agreement, compare, merge
 
 BASE = np.array([1.0, -2.0, 0.0, 0.5])
 
@@ -45,8 +47,28 @@ def test_outputs_of_other_tensors_are_refused(tmp_path):
 def test_what_rests_on_networks_may_be_a_little_apart_and_nothing_else():
     assert Agreement(9, 5, 99, CLOSE).within("dam")
     assert not Agreement(9, 5, 1, 2 * CLOSE).within("dam")
-    assert Agreement(9, 5, 1, 1.0).within("ties")
-    assert not Agreement(9, 5, 2, 0.0).within("ties")
+    assert Agreement(9, 0, 0, 0.0).within("ties")
+    assert not Agreement(9, 1, 1, 1e-9).within("ties")
+
+
+def test_every_example_is_told_of(monkeypatch, tmp_path):
+    first, second = agreement.EXAMPLES[:2]
+
+    def merge(recipe, output, device, cache):
+        save(output, {"w": ("BF16", narrow(BASE, "BF16"))})
+        return "" if recipe is first else f"{recipe.stem} failed"
+
+    monkeypatch.setattr(agreement, "EXAMPLES", (first, second))
+    monkeypatch.setattr(agreement, "merge", merge)
+    found = agreement.every("cuda")
+    assert found[first.stem] == {"weights": 4, "unequal": 0, "steps": 0, "relative": 0.0}
+    assert found[second.stem]["wrong"].count("failed") == 2
+
+
+def test_an_example_that_takes_too_long_is_ended_and_says_where_it_was(monkeypatch, tmp_path):
+    assert merge(Path("nowhere.yaml"), tmp_path / "out", "cpu", tmp_path).startswith("nowhere.yaml on cpu ended with")
+    monkeypatch.setattr(agreement, "LONGEST", 0.3)
+    assert "File" in merge(agreement.EXAMPLES[0], tmp_path / "out", "cpu", tmp_path)
 
 
 def rows(page, first):

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from . import compare, kernels, markdown, profile, report, scaling, small, workers
-from .__main__ import ELSEWHERE, command, parser, wanted
+from .__main__ import ELSEWHERE, command, main, parser, wanted
 from .work import RECIPES, ROOT, Bench, Work, rotated
 
 MADE = {"command": "python -m tests.bench", "date": "2020-02-02", "machine": "2 cores", "versions": {"numba": "1"}}
@@ -286,3 +286,12 @@ def test_time_is_told_by_what_it_is_spent_on():
     assert twice(2)(21) == 42
     assert set(clock.seconds) == {"combining", "looking"}
     assert all(seconds >= 0 for seconds in clock.seconds.values())
+
+
+def test_sections_measured_elsewhere_are_taken(tmp_path, monkeypatch):
+    report.write(tmp_path / "there", {"compare": compared()})
+    report.write(tmp_path / "here", {"small": {"made": MADE, "settings": {"tensors": 5, "MB": 1}, "costs": {}}})
+    arguments = ["bench", "--take", str(tmp_path / "there"), "--into", str(tmp_path / "here")]
+    monkeypatch.setattr("sys.argv", arguments)
+    main()
+    assert list(report.read(tmp_path / "here")) == ["compare", "small"]

@@ -135,6 +135,16 @@ def test_activations_find_the_same(tmp_path, name, score):
     assert all(match.found == pytest.approx(1, abs=1e-5) for match in found.sources[1].matches)
 
 
+@pytest.mark.parametrize("how", [BY_WEIGHTS, BY_ACTIVATIONS])
+def test_any_device_finds_the_same_and_each_keeps_its_own(tmp_path, how):
+    model = twin(tmp_path, "llama")
+    words(tmp_path)
+    plan = planned(tmp_path, DATA + LINEAR % how)
+    for device in ("cpu", "cpu:0,cpu:0", "torch:cpu"):
+        assert_same(merged(plan, alignment(plan, device=device, root=tmp_path / "facts")), model.tensors)
+    assert len(list((tmp_path / "facts").iterdir())) == 1  # all of them are the CPU
+
+
 def test_another_score_is_matched_anew(tmp_path):
     twin(tmp_path, "llama")
     words(tmp_path)

@@ -7,10 +7,13 @@ from threading import Barrier
 
 import numpy as np
 import pytest
+import torch
 
-from mergetool.errors import PlanError
+from mergetool.errors import PlanError, RunError
+from mergetool.execute.align_match import adding_on
 from mergetool.execute.buffers import aligned
-from mergetool.execute.devices import Several, backend_for, memory_for
+from mergetool.execute.devices import Several, backend_for, gpu_memory, memory_for, torch_names
+from mergetool.facts.matching_weights import ROWS
 from mergetool.kernels.backend import Layout
 
 LAYOUT = Layout(True, ("F32", "F32"))
@@ -59,3 +62,34 @@ def test_several_devices_count_alike():
         found, used = np.zeros((1, 64), np.uint32), np.zeros(1, np.int64)
         backend_for(device).between(LAYOUT)(inputs, low, high, found, used)
         assert used == [10]
+
+
+def test_products_of_rows_are_added_up_alike_on_every_device():
+    random = np.random.default_rng(0)
+    left, right = random.normal(size=(2, ROWS + 5, 30)).astype(np.float32)
+    for device in ("cpu", "cpu:0"):
+        scores = np.ones((ROWS + 5, ROWS + 5), np.float32)
+        adding_on(device)(scores, left, right)
+        np.testing.assert_allclose(scores, 1 + left.astype(float) @ right.T.astype(float), atol=1e-4)
+
+
+def test_devices_are_named_as_torch_names_them():
+    assert torch_names("torch:cpu") == torch_names("cpu") == "cpu"
+    assert torch_names("cuda:0, cuda:1") == "cuda:0,cuda:1"
+
+
+def test_matrices_are_solved_on_the_first_device():
+    assert backend_for("cpu").matrices == backend_for("torch:cpu,cpu").matrices == "cpu"
+    assert backend_for("torch:cpu:0,cpu").matrices == "cpu:0"
+
+
+def test_a_gpu_without_room_is_told_as_an_error_of_the_run():
+    @gpu_memory()
+    def work(error):
+        raise error
+
+    with pytest.raises(RunError, match="the GPU has no room: tried") as told:
+        work(torch.OutOfMemoryError("tried to take 9 GiB\nand more"))
+    assert "--workers" in told.value.problems[0].fix
+    with pytest.raises(ValueError, match="another"):
+        work(ValueError("another"))

@@ -62,7 +62,7 @@ def test_workers_tiles_and_ways_through_a_tensor_do_not_show(folder, tmp_path, m
     one = divided(plan, 1, LARGEST_TILE, 1 << 30)
     run(one, tmp_path / "merged")
     expected = contents(tmp_path / "merged")
-    ways = product((1, 2, 5), (SMALLEST_TILE, 3 * SMALLEST_TILE), (0, 1 << 30), (0, 1, 16))
+    ways = product((1, 2, 5), (SMALLEST_TILE, 3 * SMALLEST_TILE), (0, 7 * SMALLEST_TILE, 1 << 30), (0, 1, 16))
     for number, (workers, tile, resident, wide) in enumerate(ways):
         monkeypatch.setattr(work, "WIDE", wide)
         output = tmp_path / f"merged{number}"

@@ -58,6 +58,7 @@ class ProgramOptions:
 class LaunchConfig:
     def __init__(self, grid, block):
         self.grid = grid if isinstance(grid, tuple) else (grid, 1)
+        assert min(self.grid) > 0
 
 
 class Program:

@@ -18,6 +18,7 @@ from mergetool.kernels.language import maximum, minimum, sign, sqrt, where
 from mergetool.kernels.rounding import READABLE, WRITABLE, narrow
 from mergetool.kernels.torch_arrays import TorchArrays
 from mergetool.methods import METHODS
+from mergetool.methods.declare import Sums
 
 compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler here")
 BARE = [name for name, method in METHODS.items() if method.reach == "coordinate" and not method.facts]
@@ -119,7 +120,6 @@ def test_what_is_not_finite_is_counted_by_each_call(host):
         assert kernel(0, (raw,), out, (np.uint64(0),)) == bad
 
 
-@compiler
 @pytest.mark.parametrize("broken", [{"cuda.core": None}, {"Program": None}])
 def test_without_a_compiler_for_it_torch_s_operations_are_taken_and_that_is_said(monkeypatch, broken):
     modules = stand_in()
@@ -131,9 +131,36 @@ def test_without_a_compiler_for_it_torch_s_operations_are_taken_and_that_is_said
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.delitem(sys.modules, "mergetool.kernels.cuda", raising=False)
-    with pytest.warns(RuntimeWarning, match=r"cuda:3: kernels are not compiled .* install `mergetool\[gpus\]`"):
-        assert isinstance(with_torch("cuda:3"), TorchArrays)
+    with pytest.warns(RuntimeWarning, match="cuda:3: kernels are not compiled") as told:
+        assert isinstance(with_torch.__wrapped__("cuda:3"), TorchArrays)
+    assert ("docs/guide" in str(told[0].message)) == ("cuda.core" in broken)
     sys.modules.pop("mergetool.kernels.cuda", None)
+
+
+@compiler
+def test_nothing_is_made_of_nothing(host):
+    for name in ("slerp", "ties", "dare_ties"):
+        method = METHODS[name]
+        case = make(method, variants(method, sources_of(method, 2))[1], 0, sources=2)
+        out, bad = merge(case, "host")
+        assert (out.size, bad) == (0, 0)
+
+
+@compiler
+def test_tiles_of_another_dtype_or_length_are_refused(host):
+    kernel, key = host.combine(_itself, ("value",), (), Layout(False, ("F32",), "BF16")), (np.uint64(0),)
+    for raw in (np.ones(8), np.ones(16, np.float32)[::2]):
+        with pytest.raises(ValueError, match="a kernel takes 8 elements"):
+            kernel(0, (raw,), np.zeros(8, np.uint16), key)
+
+
+def test_every_text_of_the_catalogue_can_be_said_in_cpp():
+    for name in (*BARE, *COORDINATE):
+        method = METHODS[name]
+        assert "whole_text" in functions(method.function, sources_of(method, 3))
+        for measure in method.measures.values():
+            if isinstance(measure, Sums):
+                assert "whole_text" in functions(measure.terms, sources_of(method, 3))
 
 
 HALF = 0.5
@@ -185,7 +212,32 @@ def _loops(value):
     return total
 
 
-@pytest.mark.parametrize("text", [_powers, _loops])
+def _either(value):
+    return value[0] or 1.0
+
+
+def _flags(value):
+    flag = value[0] > 0.0
+    flag &= value[0] < 1.0
+    return where(flag, 1.0, 0.0)
+
+
+def _length(value):
+    return value[0] / len(value)
+
+
+def _slice(value):
+    return value[:1][0]
+
+
+ENDLESS = float("inf")
+
+
+def _endless(value):
+    return minimum(value[0], ENDLESS)
+
+
+@pytest.mark.parametrize("text", [_powers, _loops, _either, _flags, _length, _slice, _endless])
 def test_what_a_coordinate_text_may_not_say_is_refused(text):
     with pytest.raises(NotImplementedError, match="a coordinate text"):
         functions(text, 1)

@@ -9,9 +9,9 @@ import pytest
 
 from mergetool.execute import batch
 from mergetool.execute.run import run
-from mergetool.plan import show
+from mergetool.plan import show, work
 from mergetool.plan.work import WIDE
-from plan.models import TIES, planned, sparse
+from plan.models import TIES, normal, planned, save, sparse
 
 PASSES = {
     "merge_method: linear\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 1}\n": 1,
@@ -57,7 +57,26 @@ def test_a_run_reads_no_more_than_the_plan_says(trio_folder, tmp_path, monkeypat
         assert read == plan.bytes_read == passes * once
 
 
-def test_a_tensor_that_all_workers_share_is_not_held(tmp_path):
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("wide", [0, 16])
+def test_a_part_of_a_large_tensor_is_kept(tmp_path, monkeypatch, workers, wide):
+    """Of four tiles each worker keeps one, which both may look at where they share the tensor."""
+    monkeypatch.setattr(work, "WIDE", wide)
+    tile = 1 << 18
+    for seed, name in enumerate(("base", "a", "b")):
+        save(tmp_path / name, {"w": ("BF16", normal((4 * tile,), "BF16", seed, 1))})
+    plan = planned(tmp_path)
+    once = 3 * 2 * 4 * tile
+    read = {}
+    for resident in (0, 3 * 2 * tile, once):
+        memory = replace(plan.memory, tile=tile, resident=resident, workers=workers)
+        read[resident] = run(replace(plan, memory=memory), tmp_path / f"merged {resident}").bytes_read
+    assert once < read[3 * 2 * tile] < read[0] < 3.1 * once  # a sample besides three passes
+    assert read[0] - read[3 * 2 * tile] >= 3 * 2 * tile
+    assert read[once] - once < 3 * 2 * tile  # only the look at a sample is read again
+
+
+def test_a_tensor_that_all_workers_share_may_be_read_for_every_pass(tmp_path):
     for name in ("base", "a", "b"):
         sparse(tmp_path / name, {"w": (1 << 23,), "v": (1 << 22,)}, "F8_E4M3")
     plan = planned(tmp_path, "out_dtype: bfloat16\n" + TIES, workers=2)
