@@ -18,8 +18,8 @@ LARGEST_BUDGET = 640 << 20
 SMALLEST_TILE = 1 << 18
 """Coordinates; every tile starts at a multiple of this, which digests and sums by blocks rely on."""
 LARGEST_TILE = 1 << 20
-PREFERRED_RESIDENT = 80 << 20
-"""Enough to keep a layer's matrix of a base and two sources of 1 B parameters; the rest of others is read again."""
+PREFERRED_RESIDENT = 24 << 20
+"""More is no faster: it falls out of the processor's caches, and the system has to find and clear it first."""
 WRITERS = 2
 """Threads that wait for the disk while the workers go on; two keep it busy. Each holds a tile of a result."""
 BATCH_BYTES = 4 << 20
