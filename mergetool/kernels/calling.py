@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -44,6 +45,11 @@ def addresses(arrays: Sequence[Array], kinds: Sequence[str], size: int) -> list[
 
 LINE = 64
 """Bytes of a line of the cache, and of the widest vector: vectors that lie across two lines cost a quarter more."""
+
+
+def flat(values: Sequence[Any]) -> list[float]:
+    """Measures and parameters as a kernel takes them: their numbers one after the other."""
+    return [float(each) for value in values for each in (value if isinstance(value, tuple) else (value,))]
 
 
 LANES = 4096

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mergetool.kernels.backend import BLOCK, Array, Layout, measure_names
-from mergetool.kernels.calling import HEAD, KINDS, address, addresses, filled, lanes_of, room, tiles_of
+from mergetool.kernels.calling import HEAD, KINDS, address, addresses, filled, flat, lanes_of, room, tiles_of
 from mergetool.kernels.magnitudes import above, between
 from mergetool.kernels.objects import Entry, entry, once, ready
 from mergetool.kernels.text import called, plain
@@ -109,12 +109,6 @@ def _numbers(names: Sequence[str], kinds: Sequence[Kind]) -> Iterator[str]:
         yield f"p{n} = {value}  # {name}"
 
 
-def _flat(values: Sequence[Any]) -> Array:
-    """Numbers as a kernel takes them."""
-    flat = [each for value in values for each in (value if isinstance(value, tuple) else (value,))]
-    return np.array(flat, np.float64)
-
-
 COMBINE = """
 def kernel(start, size, {tiles}, out, keys, pairs, words, numbers):
     {numbers}
@@ -156,7 +150,7 @@ def combine(
 
     def run(start: int, inputs: Sequence[Array], out: Array, keys: Sequence[Any], *rest: Any) -> int:
         kernel = compiled(tuple(_kind(value) for value in rest))
-        numbers, drawn = _flat(rest), _Drawn(layout, tensors, keys)
+        numbers, drawn = np.array(flat(rest), np.float64), _Drawn(layout, tensors, keys)
         places = addresses(inputs, tiles, out.size)
         return kernel(start, out.size, *places, address(out, out_kind, 0), *drawn.places, address(numbers, "f64*", 0))
 
@@ -258,7 +252,7 @@ def sums(
 
     def run(start: int, inputs: Sequence[Array], partial: Array, keys: Sequence[Any], *values: Any) -> None:
         kernel = compiled(tuple(_kind(value) for value in values))
-        size, numbers, drawn = inputs[0].size, _flat(values), _Drawn(layout, tensors, keys)
+        size, numbers, drawn = inputs[0].size, np.array(flat(values), np.float64), _Drawn(layout, tensors, keys)
         side = room(terms * stride, np.float64)
         result = address(partial, "f64*", -(-size // BLOCK) * terms), address(side, "f64*", 0)
         places = addresses(inputs, tiles, size)

@@ -17,7 +17,7 @@ from cuda.core import Device, LaunchConfig, Program, ProgramOptions, Stream, lau
 
 from mergetool.kernels import cuda_kernels
 from mergetool.kernels.backend import BLOCK, THRESHOLDS, Array, Layout, Text
-from mergetool.kernels.calling import addresses, lanes_of, tiles_of
+from mergetool.kernels.calling import addresses, flat, lanes_of, tiles_of
 from mergetool.kernels.cuda_kernels import THREADS, Sizes
 from mergetool.kernels.objects import once
 
@@ -58,7 +58,7 @@ class Cuda:
                 places = lane.give(inputs, tiles, size)
                 result = lane.room("out", out.nbytes)
                 tile = start, size, *places, result.data_ptr(), lane.strange.data_ptr()
-                lane.launch(kernel, _threads(size), *tile, *drawn, *_flat(rest))
+                lane.launch(kernel, _threads(size), *tile, *drawn, *flat(rest))
                 return lane.take(result, out)
 
         return run
@@ -77,7 +77,7 @@ class Cuda:
             with lane.stream:
                 tile = start, size, *lane.give(inputs, tiles, size), lane.room("partial", partial.nbytes).data_ptr()
                 config = LaunchConfig(grid=-(-size // BLOCK), block=lanes_of(terms))
-                lane.launch(kernel, config, *tile, *drawn, *_flat(values))
+                lane.launch(kernel, config, *tile, *drawn, *flat(values))
                 partial[...] = lane.read("partial", partial.nbytes).view(np.float64).reshape(partial.shape)
 
         return run
@@ -202,11 +202,6 @@ def _threads(size: int, layers: int = 1) -> LaunchConfig:
 
 def _sizes(values: Sequence[Any]) -> Sizes:
     return tuple(len(value) if isinstance(value, tuple) else None for value in values)
-
-
-def _flat(values: Sequence[Any]) -> list[float]:
-    """Numbers as a kernel takes them, one after the other."""
-    return [float(each) for value in values for each in (value if isinstance(value, tuple) else (value,))]
 
 
 def _keys(keys: Sequence[Any]) -> list[np.uint64]:
