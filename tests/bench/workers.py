@@ -33,19 +33,19 @@ def measure(bench: Bench, counts: Sequence[str] = COUNTS) -> dict[str, Any]:
     return {"settings": settings, "costs": {name: dict(found) for name, found in costs.items()}}
 
 
-def speedups(costs: Mapping[str, Costs], counts: Sequence[str] = COUNTS) -> str:
+def speedups(costs: Mapping[str, Costs]) -> str:
     """Engine seconds by the number of workers, how much faster two are than one, and how much they could be."""
-    head = ["work", *(f"{count} s" for count in counts), "2 over 1", "", *(f"{count} over 1" for count in counts[2:])]
+    head = ["work", *(f"{count} s" for count in COUNTS), "2 over 1", "", "3 over 1"]
     head += ["processor s, 1", "processor s, 2", "2 over 1 at most"]
     rows = []
     for name, found in costs.items():
-        middle = {count: median(found.get(count), "engine_s") for count in counts}
-        two, *more = (ratio(middle["1"], middle[count]) for count in counts[1:])
+        middle = {count: median(found.get(count), "engine_s") for count in COUNTS}
+        two, three = (ratio(middle["1"], middle[count]) for count in ("2", "3"))
         alone, both = (median(_busy(found.get(count)), "busy_s") for count in ("1", "2"))
         most = ratio(middle["1"], both / 2 if both else None)
         met = mark(two, EXPECTED) if name in COMPUTES else NONE
-        seconds = (spread(found.get(count), "engine_s") for count in counts)
-        rows.append([f"`{name}`", *seconds, number(two), met, *map(number, (*more, alone, both, most))])
+        seconds = (spread(found.get(count), "engine_s") for count in COUNTS)
+        rows.append([f"`{name}`", *seconds, number(two), met, *map(number, (three, alone, both, most))])
     return table(head, rows)
 
 
